@@ -1,0 +1,1 @@
+"""Readings -> usage -> batch bytes. Pure: values and time come as arguments. I/O is only in `labels`."""

@@ -1,0 +1,1 @@
+"""Batches -> billing: rolls usage up, proves that it is complete, closes periods. Not part of this release."""

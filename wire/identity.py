@@ -1,0 +1,45 @@
+"""Names that travel: agents, batches, and the digest that pins a batch's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from typing import NamedTuple, NewType
+
+AgentId = NewType("AgentId", str)
+"""A lower-case UUID with dashes; the last path segment of the agent's SPIFFE id."""
+
+DIGEST_BYTES = 32
+
+_SPIFFE = re.compile(r"spiffe://([a-z0-9._-]{1,255})/agent/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+class BatchId(NamedTuple):
+    """Identity of a batch, assigned before its first send. `seq` counts from 1 within (agent_id, epoch)."""
+
+    agent_id: AgentId
+    epoch: int
+    seq: int
+
+
+def digest(batch: bytes) -> bytes:
+    """SHA-256 of a serialised UsageBatch: 32 bytes."""
+    return hashlib.sha256(batch).digest()
+
+
+def new_agent_id() -> AgentId:
+    return AgentId(str(uuid.uuid4()))
+
+
+def spiffe_uri(trust_domain: str, agent_id: AgentId) -> str:
+    """The URI SAN of an agent's certificate (SPIFFE-ID, section 2)."""
+    return f"spiffe://{trust_domain}/agent/{agent_id}"
+
+
+def agent_of_spiffe(uri: str, trust_domain: str) -> AgentId | None:
+    """The agent a URI SAN names, or None if it is not an agent of this trust domain."""
+    match = _SPIFFE.fullmatch(uri)
+    if match is None or match[1] != trust_domain:
+        return None
+    return AgentId(match[2])
