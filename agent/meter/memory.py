@@ -1,0 +1,67 @@
+"""Integral of memory over time: byte-nanoseconds from samples, with the error of the sampling.
+
+Between two samples memory is taken to move in a straight line (trapezoid). If it moved in one direction
+only, the true integral lies between min*dt and max*dt, so the trapezoid errs by at most |change|*dt/2;
+that bound is summed beside the integral. An excursion between samples shows in the peak.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+NS_PER_SECOND = 1_000_000_000
+
+
+class MemoryTrack(msgspec.Struct, array_like=True):
+    """The last sample of one unit and the integrals since its last usage row. Mutable; persisted per interval."""
+
+    boottime_ns: int
+    current_bytes: int | None
+    inactive_file_bytes: int | None
+    byte_ns: int | None = 0
+    """None once a stretch of the interval had no sample at either end: the integral is unknown."""
+    working_set_byte_ns: int | None = 0
+    error_byte_ns: int = 0
+    peak_bytes: int | None = None
+    pids_peak: int | None = None
+    estimated: bool = False
+    """Two samples lay further apart than the sampling promises."""
+
+    def add(
+        self,
+        boottime_ns: int,
+        current_bytes: int | None,
+        inactive_file_bytes: int | None,
+        pids_current: int | None,
+        longest_gap_ns: int,
+    ) -> None:
+        """Extend the integrals to `boottime_ns`; a time not after the last sample extends nothing."""
+        dt_ns = max(0, boottime_ns - self.boottime_ns)
+        before, self.current_bytes = self.current_bytes, current_bytes
+        inactive_before, self.inactive_file_bytes = self.inactive_file_bytes, inactive_file_bytes
+        self.boottime_ns = max(boottime_ns, self.boottime_ns)
+        if pids_current is not None and (self.pids_peak is None or pids_current > self.pids_peak):
+            self.pids_peak = pids_current
+        if current_bytes is None or before is None:
+            if dt_ns:
+                self.byte_ns = self.working_set_byte_ns = None
+        else:
+            if self.peak_bytes is None or current_bytes > self.peak_bytes:
+                self.peak_bytes = current_bytes
+            if self.byte_ns is not None:
+                self.byte_ns += (before + current_bytes) * dt_ns // 2
+            self.error_byte_ns += abs(current_bytes - before) * dt_ns // 2
+            if inactive_file_bytes is None or inactive_before is None:
+                if dt_ns:
+                    self.working_set_byte_ns = None
+            elif self.working_set_byte_ns is not None:
+                # The two files are read one after the other: inactive may momentarily exceed current.
+                working_set = max(0, current_bytes - inactive_file_bytes)
+                working_set_before = max(0, before - inactive_before)
+                self.working_set_byte_ns += (working_set_before + working_set) * dt_ns // 2
+        if dt_ns > longest_gap_ns:
+            self.estimated = True
+
+    def restarted(self) -> MemoryTrack:
+        """The track for the next row: from the last sample on, nothing integrated yet."""
+        return MemoryTrack(self.boottime_ns, self.current_bytes, self.inactive_file_bytes)
