@@ -10,7 +10,8 @@ from wire.v1 import usage_pb2
 FIRST_MEASURE_FIELD = 32
 
 MEASURES: tuple[str, ...] = tuple(
-    name.removeprefix("MEASURE_").lower() for name, _ in sorted(usage_pb2.Measure.items(), key=lambda item: item[1])
+    name.removeprefix("MEASURE_").lower()
+    for name, _ in sorted(usage_pb2.Measure.items(), key=lambda item: item[1])
 )
 """Column names in bit order."""
 

@@ -13,7 +13,7 @@ NS_PER_SECOND = 1_000_000_000
 
 
 class MemoryTrack(msgspec.Struct, array_like=True):
-    """The last sample of one unit and the integrals since its last usage row. Mutable; persisted per interval."""
+    """The last sample of one unit and the integrals since its last row. Mutable; persisted per interval."""
 
     boottime_ns: int
     current_bytes: int | None

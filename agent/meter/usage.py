@@ -61,7 +61,7 @@ class Opening(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, array_like=True):
-    """What one unit used over an interval. `values[k]` belongs to measure k; 0 where bit k of `known` is clear."""
+    """What one unit used over an interval. `values[k]` is measure k, 0 where bit k of `known` is clear."""
 
     tenant: str
     cgroup_id: int
@@ -111,7 +111,7 @@ class UnitState(msgspec.Struct, array_like=True):
     """Its opening has been written in this epoch."""
     carry: tuple[int, ...] = _NOTHING
     """<= 0 per subtracted counter: counted in inner units before it was counted here."""
-    io_carry: dict[str, DeviceCounters] = {}  # noqa: RUF012 - msgspec copies empty defaults
+    io_carry: dict[str, DeviceCounters] = {}
     memory_carry_byte_ns: tuple[int, int, int] = (0, 0, 0)
     """Remainders below one byte-second, or what inner units had more: memory, working set, error."""
 
@@ -130,7 +130,7 @@ class Baseline(msgspec.Struct):
     root: UnitState
     units: dict[int, UnitState]
     held: Held | None = None
-    gaps: list[Gap] = []  # noqa: RUF012 - msgspec copies empty defaults
+    gaps: list[Gap] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +490,7 @@ def _subtract_nested(rows: Mapping[int, _Row]) -> None:
 
 
 def _hand_up_carries(rows: Mapping[int, _Row], living: Mapping[int, UnitState]) -> None:
-    """What an ended unit still carries goes to the nearest living unit around it, so that nothing is forgiven."""
+    """What an ended unit still carries goes to the nearest living unit around it: nothing is forgiven."""
     for cgroup_id, row in rows.items():
         ended = row.next_state
         if cgroup_id in living:

@@ -1,0 +1,132 @@
+"""Kernel text -> integers. Pure. What is missing, empty or garbled is None, never 0; one odd line costs itself only.
+
+Formats: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/*.rst, accounting/psi.rst in the kernel tree.
+"""
+
+from __future__ import annotations
+
+import os
+
+from agent.meter.model import DeviceCounters
+
+_MAX_COUNTER = (1 << 64) - 1
+_V1_UNLIMITED = 1 << 62
+"""v1 prints "no limit" as the largest page-aligned long (PAGE_COUNTER_MAX * page size)."""
+
+_IO_KEYS = (b"rbytes", b"wbytes", b"rios", b"wios")
+
+PartialDevice = tuple[int | None, int | None, int | None, int | None]
+
+
+def number(text: bytes | None) -> int | None:
+    """A file that holds one unsigned number. "max" and anything else is None."""
+    if text is None:
+        return None
+    text = text.strip()
+    if not text.isdigit():
+        return None
+    value = int(text) if len(text) <= 20 else _MAX_COUNTER + 1
+    return value if value <= _MAX_COUNTER else None
+
+
+def limit(text: bytes | None) -> int | None:
+    """A memory limit; None where there is no limit."""
+    value = number(text)
+    return None if value is None or value >= _V1_UNLIMITED else value
+
+
+def keyed(text: bytes | None) -> dict[bytes, int]:
+    """ "key value" lines. A line that is not that is left out; of two equal keys the first counts."""
+    out: dict[bytes, int] = {}
+    for line in (text or b"").split(b"\n"):
+        key, _, rest = line.partition(b" ")
+        value = number(rest)
+        if key and value is not None:
+            out.setdefault(key, value)
+    return out
+
+
+def field(text: bytes | None, key: bytes) -> int | None:
+    """One key of a long "key value" file (memory.stat) without parsing the rest."""
+    if text is None:
+        return None
+    start = 0 if text.startswith(key + b" ") else text.find(b"\n" + key + b" ") + 1
+    if start == 0 and not text.startswith(key + b" "):
+        return None
+    end = text.find(b"\n", start)
+    return number(text[start + len(key) + 1 : end if end >= 0 else None])
+
+
+def pressure(text: bytes | None) -> tuple[int | None, int | None]:
+    """(some, full) stall nanoseconds of a *.pressure file."""
+    some = full = None
+    for line in (text or b"").split(b"\n"):
+        value = number(line.rpartition(b"total=")[2]) if b"total=" in line else None
+        if value is None:
+            continue
+        if line.startswith(b"some ") and some is None:
+            some = value * 1_000
+        elif line.startswith(b"full ") and full is None:
+            full = value * 1_000
+    return some, full
+
+
+def io_v2(text: bytes | None) -> dict[str, PartialDevice] | None:
+    """io.stat by device "major:minor". None for a missing or an empty file."""
+    if not text or not text.strip():
+        return None
+    out: dict[str, PartialDevice] = {}
+    for line in text.split(b"\n"):
+        words = line.split()
+        if not words or not _is_device(words[0]):
+            continue
+        pairs = dict(word.split(b"=", 1) for word in words[1:] if b"=" in word)
+        a, b, c, d = (number(pairs.get(key)) for key in _IO_KEYS)
+        if (a, b, c, d) != (None, None, None, None):
+            out.setdefault(words[0].decode(), (a, b, c, d))
+    return out
+
+
+def io_v1(service_bytes: bytes | None, serviced: bytes | None) -> dict[str, PartialDevice] | None:
+    """blkio.throttle.io_service_bytes_recursive and io_serviced_recursive: "8:0 Read 4096" lines."""
+    if not (service_bytes and service_bytes.strip()) and not (serviced and serviced.strip()):
+        return None
+    found: dict[str, list[int | None]] = {}
+    for base, text in ((0, service_bytes), (2, serviced)):
+        for line in (text or b"").split(b"\n"):
+            words = line.split()
+            if len(words) != 3 or not _is_device(words[0]):
+                continue
+            slot = {b"Read": 0, b"Write": 1}.get(words[1])
+            value = number(words[2])
+            if slot is not None and value is not None:
+                device = found.setdefault(words[0].decode(), [None, None, None, None])
+                if device[base + slot] is None:
+                    device[base + slot] = value
+    return {device: (v[0], v[1], v[2], v[3]) for device, v in found.items()}
+
+
+def whole_devices(io: dict[str, PartialDevice] | None) -> dict[str, DeviceCounters] | None:
+    """For metering: the devices all four of whose counters are known."""
+    if io is None:
+        return None
+    return {
+        device: (a, b, c, d)
+        for device, (a, b, c, d) in io.items()
+        if a is not None and b is not None and c is not None and d is not None
+    }
+
+
+def _is_device(word: bytes) -> bool:
+    major, colon, minor = word.partition(b":")
+    return bool(colon) and major.isdigit() and minor.isdigit() and len(word) <= 21
+
+
+def ticks(value: int | None) -> int | None:
+    """USER_HZ clock ticks (cpuacct.stat) -> ns."""
+    return None if value is None else value * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+
+
+def microseconds(value: int | None) -> int | None:
+    """µs -> ns."""
+    return None if value is None else value * 1_000
