@@ -27,6 +27,7 @@ MAX_LABELS = 64
 MAX_VALUE_BYTES = 1_024
 MAX_REMEMBERED = 20_000
 TIMEOUT_SECONDS = 2.0
+ASK_AT_MOST_EVERY_SECONDS = 1.0
 
 _POD_NAME, _POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
 _CONTAINER_NAME = "io.kubernetes.container.name"
@@ -104,7 +105,7 @@ class CriLabels:
 
         channel = grpc.insecure_channel(self._target, [("grpc.max_receive_message_length", MAX_ANSWER_BYTES)])
         try:
-            call = channel.unary_unary("/runtime.v1.RuntimeService/ListContainers")
+            call: Any = channel.unary_unary("/runtime.v1.RuntimeService/ListContainers")
             answer = call(b"", timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             raise ValueError(f"cri: {error.code().name}") from error

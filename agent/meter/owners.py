@@ -208,7 +208,8 @@ def _slices(path: str) -> list[str]:
 def _checked(where: str, tenant: str) -> None:
     if not _TENANT.fullmatch(tenant):
         raise OwnersError(
-            f"{where}: `{visible(tenant, 64)}` is no tenant name; use letters, digits, . _ - (at most {MAX_TENANT_BYTES})"
+            f"{where}: `{visible(tenant, 64)}` is no tenant name;"
+            f" use letters, digits, . _ - ({MAX_TENANT_BYTES} at most)"
         )
 
 

@@ -1,0 +1,127 @@
+"""The spool for people: list, export, verify, while the daemon runs. Reads only."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from google.protobuf.message import DecodeError
+
+from agent.ship.spool import FILE_NAME, SpoolError, StoredBatch
+from wire.identity import digest
+from wire.limits import MAX_BATCH_BYTES
+from wire.v1 import usage_pb2 as pb
+
+
+class Verdict(msgspec.Struct):
+    """What `spool verify` found. `sound` sums it up."""
+
+    batches: int = 0
+    rows: int = 0
+    damaged: list[str] = []
+    missing: list[str] = []
+    chain_breaks: list[str] = []
+    quarantined: int = 0
+
+    @property
+    def sound(self) -> bool:
+        return not (self.damaged or self.missing or self.chain_breaks)
+
+
+def batches(directory: Path) -> Iterator[StoredBatch]:
+    """Every batch in (epoch, seq) order. SpoolError when there is no readable spool."""
+    with closing(_read_only(directory)) as db:
+        try:
+            for row in db.execute(
+                "SELECT epoch, seq, tenant, rows, interval_end_unix_ns, digest, body FROM batch ORDER BY epoch, seq"
+            ):
+                yield StoredBatch(*row)
+        except sqlite3.DatabaseError as error:
+            raise SpoolError(
+                f"{directory / FILE_NAME}: {error}; the agent sets a damaged spool aside at start"
+            ) from error
+
+
+def verify(directory: Path) -> Verdict:
+    """Digests, contiguity and chain of all that waits."""
+    verdict = Verdict()
+    last: StoredBatch | None = None
+    for batch in batches(directory):
+        name = f"{batch.epoch}/{batch.seq}"
+        verdict.batches += 1
+        verdict.rows += batch.rows
+        if digest(batch.body) != batch.digest:
+            verdict.damaged.append(name)
+        try:
+            previous = pb.UsageBatch.FromString(batch.body).previous_digest
+        except DecodeError:
+            verdict.damaged.append(name)
+            continue
+        if last is not None and last.epoch == batch.epoch:
+            if batch.seq != last.seq + 1:
+                verdict.missing.append(f"{batch.epoch}/{last.seq + 1}..{batch.seq - 1}")
+            elif previous != last.digest:
+                verdict.chain_breaks.append(name)
+        last = batch
+    with closing(_read_only(directory)) as db:
+        verdict.quarantined = int(db.execute("SELECT count(*) FROM quarantine").fetchone()[0])
+    return verdict
+
+
+def export(directory: Path, out: BinaryIO) -> int:
+    """Write all batches, each behind its length as a varint (protobuf's delimited form). Returns how many."""
+    count = 0
+    for batch in batches(directory):
+        length = len(batch.body)
+        prefix = bytearray()
+        while length >= 0x80:
+            prefix.append(length & 0x7F | 0x80)
+            length >>= 7
+        prefix.append(length)
+        out.write(bytes(prefix) + batch.body)
+        count += 1
+    return count
+
+
+def read_export(source: BinaryIO) -> Iterator[bytes]:
+    """The batches of an export. SpoolError at the first byte that is not one."""
+    index = 0
+    while first := source.read(1):
+        length = shift = 0
+        byte = first[0]
+        while True:
+            length |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+            more = source.read(1)
+            if not more or shift > 28:
+                raise SpoolError(f"batch {index}: no length; is this a file from `spool export`?")
+            byte = more[0]
+        if length > MAX_BATCH_BYTES:
+            raise SpoolError(
+                f"batch {index}: {length} bytes is more than a batch may have ({MAX_BATCH_BYTES})"
+            )
+        body = source.read(length)
+        if len(body) != length:
+            raise SpoolError(f"batch {index}: the file ends in the middle of it; export it again")
+        yield body
+        index += 1
+
+
+def _read_only(directory: Path) -> sqlite3.Connection:
+    path = directory / FILE_NAME
+    if not path.exists():
+        raise SpoolError(
+            f"no spool at {path}: name the agent's directory with --state-dir, or start the agent"
+        )
+    try:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        db.execute("SELECT 1 FROM meta").fetchone()
+    except sqlite3.Error as error:
+        raise SpoolError(f"{path}: {error}; run as a user who may read it") from error
+    return db
