@@ -147,9 +147,9 @@ class Shipper:
                 turn += 1
                 await asyncio.sleep(self._failed(address, error, backoff))
 
-    async def drain(self, timeout: float) -> bool:
+    async def drain(self, seconds: float) -> bool:
         """Wait until nothing is pending; False when time ran out."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not self._in_flight and not await asyncio.to_thread(self._spool.pending, None, 1, 1):
                 return True
@@ -204,7 +204,7 @@ class Shipper:
                     next_seq=next_seq,
                     watermark=welcome.watermark,
                 )
-                await self._open_epoch(welcome.latest_epoch, BatchKey(epoch, 1))
+                await self._open_epoch(welcome.latest_epoch, None)
                 raise StaleSpool("the spool is an older copy of itself; a new epoch was begun")
         except BaseException:
             call.cancel()

@@ -245,8 +245,8 @@ class Spool:
         """Take one batch out of the queue without losing it."""
         with self._lock:
             with self._transaction() as db:
-                freed = self._move_aside(db, "epoch = ? AND seq = ?", key, reason)
-            self._recount(freed)
+                self._move_aside(db, "epoch = ? AND seq = ?", key, reason)
+            self._recount()
 
     def open_epoch(
         self, at_least: int, now_unix_ns: int, aside_from: BatchKey | None, baseline: bytes
@@ -256,14 +256,13 @@ class Spool:
         """
         with self._lock:
             epoch = max(self._epoch + 1, at_least + 1, now_unix_ns // 1_000)
-            freed = 0
             with self._transaction() as db:
                 if aside_from is not None:
-                    freed = self._move_aside(db, "epoch = ? AND seq >= ?", aside_from, "identity conflict")
+                    self._move_aside(db, "epoch = ? AND seq >= ?", aside_from, "identity conflict")
                 self._begin_epoch(db, epoch)
                 self._put(db, "baseline", baseline)
             self._epoch, self._next_seq, self._last_digest = epoch, 1, b""
-            self._recount(freed)
+            self._recount()
 
     def fill(self) -> Fill:
         with self._guarded() as db:
@@ -328,7 +327,7 @@ class Spool:
             raise SpoolError(
                 f"{path} is of schema {version}, this agent knows {SCHEMA_VERSION}: install its version"
             )
-        self._recount(0)
+        self._recount()
         if owner != self.agent_id:
             if self._batches:
                 raise SpoolError(
@@ -359,20 +358,19 @@ class Spool:
         return freed
 
     @staticmethod
-    def _move_aside(db: sqlite3.Connection, where: str, key: BatchKey, reason: str) -> int:
+    def _move_aside(db: sqlite3.Connection, where: str, key: BatchKey, reason: str) -> None:
         db.execute(
             f"INSERT INTO quarantine SELECT epoch, seq, ?, digest, body FROM batch WHERE {where}",  # noqa: S608
             (reason, *key),
         )
-        return db.execute(f"DELETE FROM batch WHERE {where}", key).rowcount  # noqa: S608
+        db.execute(f"DELETE FROM batch WHERE {where}", key)  # noqa: S608
 
     def _settle(self, acknowledged: frozenset[BatchKey], size: int, stored: int) -> None:
         self._acknowledged -= acknowledged
         self._bytes += size
         self._batches += stored - len(acknowledged)
 
-    def _recount(self, changed: int) -> None:
-        del changed
+    def _recount(self) -> None:
         row = self._db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM batch").fetchone()
         self._batches, self._bytes = int(row[0]), int(row[1])
 

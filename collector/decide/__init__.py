@@ -1,0 +1,1 @@
+"""Judgements on batches. Pure: values and time come in, decisions go out; no I/O."""

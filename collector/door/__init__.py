@@ -1,0 +1,1 @@
+"""How batches and people get in: the RPC edge, authentication, enrolment, the certificate authority."""

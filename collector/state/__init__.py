@@ -1,0 +1,1 @@
+"""Where the judges keep their numbers between restarts."""

@@ -1,0 +1,129 @@
+"""`weighbridge-collector ca ...` and `token create`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from collector.door.ca import CertificateAuthority
+from collector.errors import CollectorError
+from wire.identity import AgentId, new_agent_id
+from wire.token import JoinToken
+
+CaOf = Callable[[argparse.Namespace], Path]
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], ca_of: CaOf) -> None:
+    """Add the commands; `ca_of` finds the CA directory of the parsed arguments."""
+    ca = subparsers.add_parser("ca", help="the collector's own certificate authority").add_subparsers(
+        required=True
+    )
+
+    init = ca.add_parser("init", help="make a root and the collector's certificate")
+    init.add_argument(
+        "--domain", required=True, help="trust domain: the host part of spiffe://DOMAIN/agent/ID"
+    )
+    init.add_argument(
+        "--host", required=True, action="append", help="name or address agents connect to; repeatable"
+    )
+    init.set_defaults(handler=lambda args: _init(args, ca_of(args)))
+
+    issue = ca.add_parser(
+        "issue", help="sign a certificate: an agent's request, or a new one for the collector"
+    )
+    what = issue.add_mutually_exclusive_group(required=True)
+    what.add_argument("--csr", type=Path, help="an agent's PKCS#10 request, DER")
+    what.add_argument("--server", action="store_true", help="the collector's own")
+    issue.add_argument(
+        "--host", action="append", default=[], help="with --server: name or address; repeatable"
+    )
+    issue.add_argument("--agent-id", help="with --csr: the agent; new if left out")
+    issue.add_argument(
+        "--tenant", action="append", help="with --csr: a tenant it may report; repeatable; any if left out"
+    )
+    issue.add_argument("--hours", type=int, default=24)
+    issue.set_defaults(handler=lambda args: _issue(args, ca_of(args)))
+
+    revoke = ca.add_parser("revoke", help="revoke an agent, or one certificate by its serial")
+    revoke.add_argument("agent_or_serial")
+    revoke.set_defaults(handler=lambda args: _revoke(args, ca_of(args)))
+
+    listing = ca.add_parser("list", help="the certificates that were issued")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(handler=lambda args: _list(args, ca_of(args)))
+
+    token = subparsers.add_parser("token", help="join tokens").add_subparsers(required=True)
+    create = token.add_parser("create", help="one line that lets one agent enrol, once, within the hour")
+    create.add_argument(
+        "--tenant", action="append", help="a tenant the agent may report; repeatable; any if left out"
+    )
+    create.add_argument("--agent-id", help="let this agent enrol again under its old name")
+    create.add_argument("--ttl-minutes", type=int, default=60)
+    create.add_argument(
+        "--address", action="append", required=True, help="enrolment door as agents reach it, HOST:PORT"
+    )
+    create.set_defaults(handler=lambda args: _token(args, ca_of(args)))
+
+
+def _init(args: argparse.Namespace, directory: Path) -> int:
+    CertificateAuthority.init(directory, args.domain, args.host)
+    print(f"CA for spiffe://{args.domain} in {directory}; keep ca.key secret and back it up")
+    return 0
+
+
+def _issue(args: argparse.Namespace, directory: Path) -> int:
+    authority = CertificateAuthority(directory)
+    if args.server:
+        if not args.host:
+            raise CollectorError("name at least one --host with --server")
+        authority.issue_server(args.host)
+        print(f"{directory / 'server.pem'} written; a running collector takes it up at its next handshake")
+        return 0
+    agent_id = AgentId(args.agent_id) if args.agent_id else new_agent_id()
+    try:
+        csr = args.csr.read_bytes()
+    except OSError as error:
+        raise CollectorError(f"{args.csr}: {error.strerror}; name a file with a request in DER") from error
+    chain = authority.issue_agent(csr, agent_id, timedelta(hours=args.hours))
+    authority.registry.add_agent(agent_id, "issued by hand", frozenset(args.tenant) if args.tenant else None)
+    sys.stdout.write(chain.decode())
+    return 0
+
+
+def _revoke(args: argparse.Namespace, directory: Path) -> int:
+    hit = CertificateAuthority(directory).registry.revoke(args.agent_or_serial)
+    if not hit:
+        raise CollectorError(
+            f"nothing valid is known by `{args.agent_or_serial}`; see `weighbridge-collector ca list`"
+        )
+    print("revoked; open streams are cut within 5 s")
+    return 0
+
+
+def _list(args: argparse.Namespace, directory: Path) -> int:
+    records = CertificateAuthority(directory).registry.certificates()
+    now = time.time()
+    for record in records:
+        state = "revoked" if record.revoked_at else "expired" if record.not_after < now else "valid"
+        if args.json:
+            print(json.dumps(record._asdict() | {"state": state}))
+        else:
+            until = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(record.not_after))
+            print(f"{record.agent_id}  {state:8} until {until}  serial {record.serial}")
+    return 0
+
+
+def _token(args: argparse.Namespace, directory: Path) -> int:
+    authority = CertificateAuthority(directory)
+    secret = authority.registry.add_token(
+        frozenset(args.tenant) if args.tenant else None,
+        AgentId(args.agent_id) if args.agent_id else None,
+        args.ttl_minutes * 60,
+    )
+    print(JoinToken(secret, args.address, authority.ca_pem.decode()).encode())
+    return 0

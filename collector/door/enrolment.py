@@ -1,0 +1,92 @@
+"""The enrolment door: a join token, or an older certificate, buys a short-lived one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import grpc
+import grpc.aio
+
+from collector.door.authenticate import Authenticator, NotAuthenticated
+from collector.door.ca import CertificateAuthority, CsrRefused, acceptable_key
+from collector.door.registry import TokenRefused
+from wire.daemon.journal import Journal
+from wire.identity import AgentId
+from wire.v1 import ingest_pb2 as pb
+from wire.v1.ingest_pb2_grpc import EnrolmentServicer
+
+REFUSAL_SECONDS = 0.5
+"""Every refusal takes this long, and at most MAX_WAITING wait: guessing is slow and cannot pile up."""
+MAX_WAITING = 16
+
+log = Journal("collector.enrolment")
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class EnrolmentService(EnrolmentServicer):
+    def __init__(
+        self,
+        authority: CertificateAuthority,
+        authenticator: Authenticator,
+        collectors: Sequence[str],
+        certificate_life: timedelta,
+    ) -> None:
+        self._authority = authority
+        self._authenticator = authenticator
+        self._collectors = list(collectors)
+        self._life = certificate_life
+        self._waiting = 0
+
+    async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
+        if self._waiting >= MAX_WAITING:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "too many refusals at once; try again in a second"
+            )
+        registry = self._authority.registry
+        try:
+            # The request first: one that cannot be signed must not use up the token.
+            acceptable_key(request.csr_der)
+            wanted = AgentId(request.agent_id) if request.agent_id else None
+            record = await asyncio.to_thread(
+                registry.spend, request.token, wanted, request.host, int(time.time())
+            )
+            chain = await asyncio.to_thread(
+                self._authority.issue_agent, request.csr_der, record.agent_id, self._life
+            )
+        except TokenRefused as error:
+            log.warning("enrolment_refused", peer=context.peer(), reason=str(error))
+            await self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except CsrRefused as error:
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        log.info("agent_enrolled", agent_id=record.agent_id, host=record.host)
+        return pb.EnrolResponse(
+            agent_id=record.agent_id,
+            certificate_chain_pem=chain,
+            ca_bundle_pem=self._authority.ca_pem,
+            collectors=self._collectors,
+        )
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        try:
+            peer = await asyncio.to_thread(self._authenticator.peer, context.auth_context())
+            chain = await asyncio.to_thread(
+                self._authority.issue_agent, request.csr_der, peer.agent_id, self._life
+            )
+        except NotAuthenticated as error:
+            await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except CsrRefused as error:
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        log.info("certificate_renewed", agent_id=peer.agent_id)
+        return pb.RenewResponse(certificate_chain_pem=chain, ca_bundle_pem=self._authority.ca_pem)
+
+    async def _refuse(self, context: Context, code: grpc.StatusCode, text: str) -> None:
+        self._waiting += 1
+        try:
+            await asyncio.sleep(REFUSAL_SECONDS)
+        finally:
+            self._waiting -= 1
+        await context.abort(code, text)

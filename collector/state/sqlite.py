@@ -1,0 +1,73 @@
+"""Checkpoint of deduplication: streams, and the log offset up to which they tell the story.
+
+Only an optimisation: the log is the truth, and at start what lies behind the offset is replayed from it.
+A checkpoint holds only what is durable in the log, so it can be behind, never ahead.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from collector.decide.dedup import StreamState, pack_ahead, unpack_ahead
+from collector.errors import CollectorError
+from wire.identity import AgentId
+
+StreamKey = tuple[AgentId, int]
+"""(agent_id, epoch)"""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS stream (
+    agent_id TEXT NOT NULL, epoch INTEGER NOT NULL, watermark INTEGER NOT NULL,
+    last_digest BLOB NOT NULL, ring BLOB NOT NULL, ahead BLOB NOT NULL, PRIMARY KEY (agent_id, epoch)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY CHECK (one = 1), log_end INTEGER NOT NULL);
+"""
+
+
+class Checkpoint:
+    """Not thread-safe; one owner."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_SCHEMA)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise CollectorError(f"{path}: {error}; make its directory writable for this user") from error
+        except sqlite3.DatabaseError as error:
+            raise CollectorError(
+                f"{path}: {error}; it only speeds up the start: move it away and the log is read instead"
+            ) from error
+
+    def load(self) -> tuple[int, Iterator[tuple[StreamKey, StreamState]]]:
+        """(log offset covered, streams)."""
+        row = self._db.execute("SELECT log_end FROM position").fetchone()
+        return (int(row[0]) if row else 0), self._streams()
+
+    def _streams(self) -> Iterator[tuple[StreamKey, StreamState]]:
+        for agent_id, epoch, watermark, last, ring, ahead in self._db.execute("SELECT * FROM stream"):
+            yield (AgentId(agent_id), epoch), StreamState(watermark, last, ring, unpack_ahead(ahead))
+
+    def save(self, log_end: int, streams: Iterable[tuple[StreamKey, StreamState]]) -> None:
+        """Store changed streams and the log offset they cover, all or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    (key[0], key[1], s.watermark, s.last_digest, s.ring, pack_ahead(s.ahead))
+                    for key, s in streams
+                ),
+            )
+            self._db.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (log_end,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        self._db.close()
