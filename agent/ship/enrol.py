@@ -109,7 +109,9 @@ def enroll(
                 if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT):
                     raise EnrolError(trouble) from None
                 continue
-        identity = _identity(AgentId(answer.agent_id), list(answer.collectors), answer, key_pem)
+        host_reached = address.rpartition(":")[0]
+        collectors = [f"{host_reached}{c}" if c.startswith(":") else c for c in answer.collectors]
+        identity = _identity(AgentId(answer.agent_id), collectors, answer, key_pem)
         identity.save(state_dir)
         return identity
     raise EnrolError(

@@ -31,6 +31,7 @@ MAX_DELIVERY_BYTES = 1 << 20
 WELCOME_SECONDS = 20.0
 ANSWER_SECONDS = 60.0
 FLUSH_SECONDS = 1.0
+LEAST_RETRY_SECONDS = 0.1
 BASE_SECONDS, CAP_SECONDS = 0.2, 60.0
 PERSON_NEEDED_SECONDS = 30.0
 """Least wait after an answer that only a person can change (bad certificate, wrong version)."""
@@ -179,10 +180,12 @@ class Shipper:
         call = IngestStub(channel).Deliver()
         try:
             async with asyncio.timeout(WELCOME_SECONDS):
+                held = await asyncio.to_thread(self._spool.held)
                 hello = pb.Hello(
                     epoch=epoch,
                     next_seq=next_seq,
-                    oldest_seq=await asyncio.to_thread(self._spool.oldest_seq),
+                    oldest_seq=held.pop(epoch, next_seq),
+                    older=[pb.HeldEpoch(epoch=e, oldest_seq=seq) for e, seq in held.items()],
                     producer=self._producer,
                 )
                 await call.write(pb.DeliverRequest(hello=hello))
@@ -322,12 +325,16 @@ class Shipper:
                         await asyncio.to_thread(self._spool.quarantine, key, "identity conflict")
                     self._cursor = None
                     continue
-            if answer.status in _SETTLED:
+            if answer.status in _SETTLED and answer.reason != Reason.REASON_DIGEST_MISMATCH:
                 settled.append(key)
                 self.state.rows += rows
             else:
+                if answer.reason == Reason.REASON_OUT_OF_WINDOW and not self._in_flight:
+                    # Everything before it was answered, or never will be (damaged on disk): say so anew.
+                    self._reconnect = True
                 # From the oldest again when the collector is ready: order is kept, nothing is skipped.
                 self._cursor = None
-                self._resume_at = max(self._resume_at, now + max(0.05, answer.retry_after_ms / 1_000))
+                wait = max(LEAST_RETRY_SECONDS, answer.retry_after_ms / 1_000)
+                self._resume_at = max(self._resume_at, now + wait)
         self._spool.acknowledge(settled)
         self.state.in_flight = len(self._in_flight)

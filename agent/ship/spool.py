@@ -106,6 +106,8 @@ class Spool:
         self.agent_id = agent_id
         self.opened = Opened.FRESH
         self.set_aside_as: Path | None = None
+        self.damaged: list[StoredBatch] = []
+        """Batches found damaged on disk and quarantined; whoever meters takes them and writes gaps."""
         self._max_bytes = max_bytes
         self._lock_fd = lock_fd
         self._lock = threading.RLock()
@@ -185,9 +187,9 @@ class Spool:
                 if stored:
                     self._put(db, "next_seq", seq)
                     self._put(db, "last_digest", previous)
-                freed = self._delete(db, acknowledged)
+                gone, freed = self._delete(db, acknowledged)
             self._next_seq, self._last_digest = seq, previous
-            self._settle(acknowledged, size - freed, len(stored))
+            self._settle(acknowledged, size - freed, len(stored) - gone)
         return stored
 
     def pending(self, after: BatchKey | None, max_batches: int, max_bytes: int) -> list[StoredBatch]:
@@ -206,7 +208,7 @@ class Spool:
                 if batch.key in self._acknowledged:
                     continue
                 if digest(batch.body) != batch.digest:
-                    damaged.append(batch)
+                    damaged.append(batch)  # never sent: a collector would refuse it for ever
                     continue
                 if out and (len(out) >= max_batches or size + len(batch.body) > max_bytes):
                     break
@@ -215,16 +217,18 @@ class Spool:
             cursor.close()
         for batch in damaged:
             self.quarantine(batch.key, "bytes on disk no longer match their digest")
+            self.damaged.append(batch)
         return out
 
-    def oldest_seq(self) -> int:
-        """Oldest sequence number of the current epoch still held; `next_seq` if none."""
+    def held(self) -> dict[int, int]:
+        """Epoch -> oldest sequence number still held; the current epoch's is `next_seq` if none is."""
+        out: dict[int, int] = {}
         with self._guarded() as db:
-            acknowledged = {key.seq for key in self._acknowledged if key.epoch == self._epoch}
-            for (seq,) in db.execute("SELECT seq FROM batch WHERE epoch = ? ORDER BY seq", (self._epoch,)):
-                if seq not in acknowledged:
-                    return int(seq)
-        return self._next_seq
+            for epoch, seq in db.execute("SELECT epoch, seq FROM batch ORDER BY epoch, seq"):
+                if epoch not in out and BatchKey(epoch, seq) not in self._acknowledged:
+                    out[epoch] = seq
+            out.setdefault(self._epoch, self._next_seq)
+        return out
 
     def acknowledge(self, keys: Iterable[BatchKey]) -> None:
         """Remember answers; `flush` or the next commit makes them durable."""
@@ -238,8 +242,8 @@ class Spool:
             if not acknowledged:
                 return
             with self._transaction() as db:
-                freed = self._delete(db, acknowledged)
-            self._settle(acknowledged, -freed, 0)
+                gone, freed = self._delete(db, acknowledged)
+            self._settle(acknowledged, -freed, -gone)
 
     def quarantine(self, key: BatchKey, reason: str) -> None:
         """Take one batch out of the queue without losing it."""
@@ -348,14 +352,15 @@ class Spool:
             (key, value),
         )
 
-    def _delete(self, db: sqlite3.Connection, keys: Iterable[BatchKey]) -> int:
-        freed = 0
+    def _delete(self, db: sqlite3.Connection, keys: Iterable[BatchKey]) -> tuple[int, int]:
+        """(batches, bytes) that were there and are gone."""
+        gone = freed = 0
         for key in keys:
             for (size,) in db.execute(
                 "DELETE FROM batch WHERE epoch = ? AND seq = ? RETURNING length(body)", key
             ).fetchall():
-                freed += size
-        return freed
+                gone, freed = gone + 1, freed + size
+        return gone, freed
 
     @staticmethod
     def _move_aside(db: sqlite3.Connection, where: str, key: BatchKey, reason: str) -> None:
@@ -368,7 +373,7 @@ class Spool:
     def _settle(self, acknowledged: frozenset[BatchKey], size: int, stored: int) -> None:
         self._acknowledged -= acknowledged
         self._bytes += size
-        self._batches += stored - len(acknowledged)
+        self._batches += stored
 
     def _recount(self) -> None:
         row = self._db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM batch").fetchone()

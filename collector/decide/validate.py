@@ -93,9 +93,17 @@ class Checked(NamedTuple):
     rows: int
 
 
+def check_bytes(body: bytes, claimed_digest: bytes) -> Refusal | None:
+    """Are these the bytes the sender means? Asked before anything is decoded."""
+    if len(body) > MAX_BATCH_BYTES:
+        return Refusal(Reason.REASON_TOO_LARGE, f"{len(body)} bytes, at most {MAX_BATCH_BYTES}")
+    if digest(body) != claimed_digest:
+        return Refusal(Reason.REASON_DIGEST_MISMATCH, "the bytes do not have the digest that came with them")
+    return None
+
+
 def check(
     body: bytes,
-    claimed_digest: bytes,
     agent_id: AgentId,
     epoch: int,
     seq: int,
@@ -103,11 +111,7 @@ def check(
     bounds: Bounds,
     now_unix_ns: int,
 ) -> Checked:
-    """Decode and judge one item. Never raises, whatever the bytes are."""
-    if len(body) > MAX_BATCH_BYTES:
-        return _no(Reason.REASON_TOO_LARGE, f"{len(body)} bytes, at most {MAX_BATCH_BYTES}")
-    if digest(body) != claimed_digest:
-        return _no(Reason.REASON_DIGEST_MISMATCH, "the bytes do not have the digest that came with them")
+    """Decode and judge one batch whose bytes were checked. Never raises, whatever they are."""
     try:
         batch = pb.UsageBatch.FromString(body)
     except (DecodeError, ValueError) as error:

@@ -131,11 +131,15 @@ class CertificateAuthority:
         certificate = x509.load_pem_x509_certificate(text)
         half = certificate.not_valid_before_utc + SERVER_LIFE / 2
         if datetime.now(UTC) > half:
-            sans = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            self.issue_server([str(name.value) for name in sans])
+            self.issue_server(_hosts(certificate))
             text = path.read_bytes()
         key, marker, rest = text.partition(b"-----BEGIN CERTIFICATE-----")
         return key, marker + rest
+
+    def server_hosts(self) -> list[str]:
+        """Names and addresses that the collector's certificate is good for."""
+        _, chain = self.server_pair()
+        return _hosts(x509.load_pem_x509_certificate(chain))
 
     def issue_agent(self, csr_der: bytes, agent_id: AgentId, life: timedelta) -> bytes:
         """Sign an agent's request: the chain in PEM. CsrRefused if the request is not acceptable."""
@@ -183,6 +187,11 @@ class CertificateAuthority:
             )
             .sign(self._key, hashes.SHA256())
         )
+
+
+def _hosts(certificate: x509.Certificate) -> list[str]:
+    sans = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in sans]
 
 
 def acceptable_key(csr_der: bytes) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:

@@ -16,10 +16,13 @@ from wire.identity import AgentId, new_agent_id
 from wire.token import JoinToken
 
 CaOf = Callable[[argparse.Namespace], Path]
+PortOf = Callable[[argparse.Namespace], int]
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], ca_of: CaOf) -> None:
-    """Add the commands; `ca_of` finds the CA directory of the parsed arguments."""
+def add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], ca_of: CaOf, enrolment_port_of: PortOf
+) -> None:
+    """Add the commands; the functions find the CA directory and the enrolment port of the arguments."""
     ca = subparsers.add_parser("ca", help="the collector's own certificate authority").add_subparsers(
         required=True
     )
@@ -65,9 +68,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     create.add_argument("--agent-id", help="let this agent enrol again under its old name")
     create.add_argument("--ttl-minutes", type=int, default=60)
     create.add_argument(
-        "--address", action="append", required=True, help="enrolment door as agents reach it, HOST:PORT"
+        "--address",
+        action="append",
+        help="enrolment door as agents reach it, HOST:PORT; default: every --host of `ca init`",
     )
-    create.set_defaults(handler=lambda args: _token(args, ca_of(args)))
+    create.set_defaults(handler=lambda args: _token(args, ca_of(args), enrolment_port_of(args)))
 
 
 def _init(args: argparse.Namespace, directory: Path) -> int:
@@ -118,12 +123,15 @@ def _list(args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _token(args: argparse.Namespace, directory: Path) -> int:
+def _token(args: argparse.Namespace, directory: Path, port: int) -> int:
     authority = CertificateAuthority(directory)
+    addresses = args.address or [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in authority.server_hosts()
+    ]
     secret = authority.registry.add_token(
         frozenset(args.tenant) if args.tenant else None,
         AgentId(args.agent_id) if args.agent_id else None,
         args.ttl_minutes * 60,
     )
-    print(JoinToken(secret, args.address, authority.ca_pem.decode()).encode())
+    print(JoinToken(secret, addresses, authority.ca_pem.decode()).encode())
     return 0

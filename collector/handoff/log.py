@@ -47,6 +47,14 @@ log = Journal("collector.log")
 class Kind(IntEnum):
     ACCEPTED = 1
     REJECTED = 2
+    """Invalid for ever; its identity is used up."""
+    REFUSED = 3
+    """Not what was meant, or another's identity: kept as evidence, the identity stays as it was."""
+    ADOPTED = 4
+    """No batch: the stream goes on at `seq`; what came before was answered elsewhere or never sent."""
+
+
+_KINDS = frozenset(Kind)
 
 
 class LogError(CollectorError):
@@ -93,8 +101,8 @@ def frame(
     return b"".join((header[:_CRC_AT], crc.to_bytes(4, "big"), header[_AFTER_CRC:], note, body))
 
 
-Done = Callable[[int | None], None]
-"""Called from the log's thread: the durable end of the log, or None if what was given is not durable."""
+Done = Callable[[int | None], object]
+"""Called from the log's thread: offset behind the group's last byte, or None if the group is not durable."""
 
 
 class DurableLog:
@@ -119,6 +127,8 @@ class DurableLog:
             raise LogError(f"{directory} is in use by another collector; stop it first") from None
         self.torn_bytes = 0
         self._fd = -1
+        self._base: int
+        self._size: int
         self._waiting: list[tuple[list[bytes], Done]] = []
         self._queued_bytes = 0
         self._wake = threading.Condition()
@@ -173,8 +183,9 @@ class DurableLog:
                 self._queued_bytes = 0
             durable: int | None = None
             try:
+                end_before = self.end
                 self._write(b"".join(piece for frames, _ in groups for piece in frames))
-                durable = self.end
+                durable = end_before
                 if self.trouble:
                     log.info("log_recovered", directory=str(self.directory))
                 self.trouble = ""
@@ -184,7 +195,9 @@ class DurableLog:
                     log.error("log_unavailable", code="METER-001", trouble=trouble)
                 self.trouble = trouble
                 self._back_to_durable_end()
-            for _, done in groups:
+            for frames, done in groups:
+                if durable is not None:
+                    durable += sum(map(len, frames))
                 done(durable)
 
     def _write(self, data: bytes) -> None:
@@ -321,7 +334,7 @@ def repair(directory: Path) -> list[str]:
             start, stop = piece.offset - base, piece.resume - base
             if stop - start >= _HEADER.size:
                 hole = bytes(data[start + _HEADER.size : stop])
-                filler = frame(Kind.REJECTED, 0, bytes(16), 0, 0, digest(hole), b"", hole)
+                filler = frame(Kind.REFUSED, 0, bytes(16), 0, 0, digest(hole), b"", hole)
                 data[start:stop] = filler
         os.rename(path, path.with_suffix(".log.damaged"))
         path.write_bytes(data)
@@ -366,7 +379,7 @@ def _record_at(data: bytes, position: int, base: int) -> Record | None:
         data, position
     )
     body_at = position + _HEADER.size + note_size
-    if magic != MAGIC or note_size > MAX_NOTE_BYTES or body_size > 4 * MAX_BATCH_BYTES or kind not in (1, 2):
+    if magic != MAGIC or note_size > MAX_NOTE_BYTES or body_size > 4 * MAX_BATCH_BYTES or kind not in _KINDS:
         return None
     if body_at + body_size > len(data):
         return None

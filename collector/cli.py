@@ -1,0 +1,102 @@
+"""`weighbridge-collector`: the commands."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from collector import __version__, config, log_commands
+from collector.door import ca_commands
+from collector.door.ca import CertificateAuthority
+from collector.errors import CollectorError
+from wire.daemon import journal
+from wire.daemon.control import ControlError, ask
+from wire.daemon.local_port import LocalPortError
+from wire.daemon.settings import SettingsError
+
+
+def main() -> int:
+    """Run one command; 0 is success, 1 a finding, 2 wrong usage or settings."""
+    args = _parser().parse_args()
+    try:
+        return int(args.handler(args))
+    except (CollectorError, SettingsError, LocalPortError, ControlError) as error:
+        print(f"weighbridge-collector: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weighbridge-collector", description="Takes batches in from agents and makes them durable."
+    )
+    parser.add_argument("--version", action="version", version=f"weighbridge-collector {__version__}")
+    parser.add_argument("--config", type=Path, help=f"settings file (default {config.DEFAULT_FILE})")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="be the daemon")
+    run.set_defaults(handler=_run)
+    check = commands.add_parser("check-config", help="are the settings, the CA and the directories usable?")
+    check.set_defaults(handler=_check_config)
+    ca_commands.add_commands(
+        commands,
+        lambda args: config.read(args.config).ca_dir,
+        lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
+    )
+    log_commands.add_commands(commands, lambda args: config.read(args.config).log_directory)
+    status = commands.add_parser("status", help="ask the running collector how it is")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(handler=_status)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from collector.server import Server
+
+    settings = config.read(args.config)
+    journal.configure(settings.journal_level)
+
+    async def serve() -> None:
+        await Server(settings, args.config).run()
+
+    asyncio.run(serve())
+    return 0
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    settings = config.read(args.config)
+    if not settings.external_ca:
+        CertificateAuthority(settings.ca_dir).server_pair()
+    print("settings are good")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from collector.server import CONTROL_SOCKET
+
+    answer = ask(config.read(args.config).state_dir / CONTROL_SOCKET, {"command": "status"})
+    if args.json:
+        print(json.dumps(answer))
+    else:
+        print(f"agents       {answer['agents']} known, {answer['open_streams']} connected")
+        print(
+            f"answers      {', '.join(f'{n} {name}' for name, n in sorted(answer['answers'].items())) or 'none yet'}"
+        )
+        for what, count in sorted(answer["refusals"].items()):
+            print(f"refused      {count} {what}")
+        print(f"log          {answer['log_end_bytes'] / 2**20:.1f} MiB")
+        for tenant, total in answer["tenants"].items():
+            print(
+                f"tenant       {tenant}: {total['batches']} batches, {total['rows']} rows,"
+                f" {total['cpu_usage_ns'] / 1e9:.3f} CPU seconds"
+            )
+        for name, text in answer["ready"].items():
+            print(f"not ready    {name}: {text}")
+    return 1 if answer["ready"] else 0

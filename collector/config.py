@@ -1,0 +1,149 @@
+"""The collector's settings. Every key has its default here; an empty file is valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from collector.errors import CollectorError
+from wire.daemon.settings import Bytes, Seconds, SettingsError, load
+
+DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
+DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
+
+D = msgspec.Meta
+
+
+class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where agents come in. `HOST:PORT`; port 0 takes a free one and writes it to `endpoints.json`."""
+
+    ingest: Annotated[str, D(description="batches, mutual TLS")] = "0.0.0.0:9460"
+    enrolment: Annotated[str, D(description="join tokens, server certificate only; empty closes it")] = (
+        "0.0.0.0:9461"
+    )
+    advertise: Annotated[
+        list[str],
+        D(
+            description="ingest addresses told to agents that enrol; empty: this port of the host they reached"
+        ),
+    ] = []
+
+
+class Tls(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The collector's own CA, or an external one by four files' worth of settings."""
+
+    ca_dir: Annotated[
+        Path | None, D(description="directory of `weighbridge-collector ca init`; default STATE_DIR/ca")
+    ] = None
+    certificate_life: Annotated[
+        Seconds, D(description="of an agent's certificate; agents renew at half of it")
+    ] = Seconds(86_400)
+    certificate_file: Annotated[
+        Path | None, D(description="external CA: the collector's chain, PEM; re-read at each handshake")
+    ] = None
+    key_file: Annotated[Path | None, D(description="external CA: its key, PEM")] = None
+    client_ca_file: Annotated[Path | None, D(description="external CA: who signs agents, PEM")] = None
+    trust_domain: Annotated[str, D(description="external CA: the DOMAIN of spiffe://DOMAIN/agent/ID")] = ""
+
+
+class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The durable local log."""
+
+    directory: Annotated[Path | None, D(description="default STATE_DIR/log")] = None
+    segment_size: Annotated[Bytes, D(description="a new file is begun beyond this")] = Bytes(256 << 20)
+    min_free: Annotated[
+        Bytes, D(description="with less free space agents are told RETRY (METER-001) and keep their batches")
+    ] = Bytes(256 << 20)
+
+
+class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Bounds. What hits one is counted, and answered with RETRY."""
+
+    streams: Annotated[int, D(description="agents connected at once", ge=1, le=1_000_000)] = 20_000
+    queued: Annotated[Bytes, D(description="batches in memory that wait for the disk")] = Bytes(64 << 20)
+    in_flight: Annotated[
+        int, D(description="unanswered batches of one agent; at most the window of 256", ge=1, le=256)
+    ] = 256
+
+
+class Validation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a batch may say."""
+
+    tenants: Annotated[
+        list[str] | None, D(description="tenants that exist; others are rejected. null: any name is good")
+    ] = None
+    clock_ahead: Annotated[
+        Seconds, D(description="how far a batch may end in the future of this host's clock")
+    ] = Seconds(600)
+    clock_behind: Annotated[
+        Seconds, D(description="how long ago a batch may have ended; spools may be weeks old")
+    ] = Seconds(400 * 86_400)
+
+
+class Port(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """/metrics, /livez, /readyz."""
+
+    address: Annotated[str, D(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, D(description="0 takes a free one", ge=0, le=65_535)] = 9464
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole file."""
+
+    state_dir: Annotated[
+        Path, D(description="where the log, the CA and the deduplication checkpoint live")
+    ] = DEFAULT_STATE_DIR
+    listen: Listen = Listen()
+    tls: Tls = Tls()
+    log: Log = Log()
+    limits: Limits = Limits()
+    validation: Validation = Validation()
+    local_port: Port = Port()
+    journal_level: Annotated[
+        Literal["debug", "info", "warning", "error"], D(description="lowest level written to the journal")
+    ] = "info"
+
+    @property
+    def ca_dir(self) -> Path:
+        return self.tls.ca_dir or self.state_dir / "ca"
+
+    @property
+    def log_directory(self) -> Path:
+        return self.log.directory or self.state_dir / "log"
+
+    @property
+    def external_ca(self) -> bool:
+        return self.tls.certificate_file is not None
+
+
+def read(path: Path | None) -> Settings:
+    """Settings of a file, or all defaults if none is named and the default one is not there."""
+    if path is None and not DEFAULT_FILE.exists():
+        return Settings()
+    settings = load(path or DEFAULT_FILE, Settings)
+    tls = settings.tls
+    files = (tls.certificate_file, tls.key_file, tls.client_ca_file)
+    if any(files) and not (all(files) and tls.trust_domain):
+        raise SettingsError(
+            f"{path}: tls: an external CA needs certificate_file, key_file, client_ca_file and trust_domain together"
+        )
+    for key, address in (
+        ("listen.ingest", settings.listen.ingest),
+        ("listen.enrolment", settings.listen.enrolment),
+    ):
+        if address or key == "listen.ingest":
+            try:
+                split_address(address)
+            except CollectorError as error:
+                raise SettingsError(f"{path}: {key}: {error}") from None
+    return settings
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("host", port) of HOST:PORT. CollectorError if it is not one."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65_535:
+        raise CollectorError(f"`{address}` is no HOST:PORT such as 0.0.0.0:9460 or [::]:9460")
+    return host, int(port)

@@ -1,0 +1,240 @@
+"""The ingest door: one coroutine per agent's stream, between gRPC and the pipeline.
+
+A reader hands Deliveries to the pipeline while earlier ones wait for the disk; a writer sends the answers in
+the same order. Unanswered items are bounded, and beyond it nothing is read, so that TCP pushes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from collector.door.authenticate import Authenticator, NotAuthenticated, Peer
+from collector.pipeline import Pipeline, TooManyEpochs
+from collector.state.memory import MAX_EPOCHS_PER_AGENT
+from wire.daemon.journal import Journal
+from wire.limits import MAX_BATCH_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_MESSAGE_BYTES, MAX_VALUE
+from wire.statuses import Meter
+from wire.v1 import ingest_pb2 as pb
+
+HELLO_SECONDS = 20.0
+RECHECK_SECONDS = 2.0
+"""How often the standing of connected agents is looked at; a revoked one is cut off within 5 s."""
+
+READ_AHEAD_DELIVERIES = 8
+"""Deliveries of one stream that are judged while earlier ones wait for the disk."""
+
+log = Journal("collector.door")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_Answers = asyncio.Queue[asyncio.Future[list[pb.Answer]] | None]
+
+
+class _Cut(Exception):
+    """The stream must end: a gRPC status and what to tell the agent."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code, self.text = code, text
+
+
+class _Unreadable:
+    """A message that is no DeliverRequest."""
+
+
+class _Session:
+    """One connected agent."""
+
+    __slots__ = ("cut", "peer")
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class IngestService:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        authenticator: Authenticator,
+        max_streams: int,
+        max_in_flight: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._tally = pipeline.tally
+        self._authenticator = authenticator
+        self._max_streams = max_streams
+        self._max_in_flight = max_in_flight
+        self._sessions: set[_Session] = set()
+        self._closing = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The RPC, with a parser that answers instead of failing inside gRPC."""
+        deliver = grpc.stream_stream_rpc_method_handler(
+            self.Deliver,
+            request_deserializer=_parse,
+            response_serializer=pb.DeliverResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler("weighbridge.v1.Ingest", {"Deliver": deliver})
+
+    async def Deliver(self, _requests: object, context: Context) -> None:
+        try:
+            await self._stream(context)
+        except _Cut as cut:
+            await context.abort(cut.code, cut.text)
+
+    async def watch(self) -> None:
+        """Cut the streams of agents that are no longer welcome. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            for session in list(self._sessions):
+                if not session.cut.done() and not self._authenticator.still_valid(session.peer):
+                    log.warning("agent_cut_off", code=Meter.NOT_AUTHORISED, agent_id=session.peer.agent_id)
+                    self._refused(Meter.NOT_AUTHORISED, "revoked_or_expired")
+                    session.cut.set_exception(
+                        _Cut(
+                            grpc.StatusCode.UNAUTHENTICATED,
+                            f"{Meter.NOT_AUTHORISED}: the certificate is revoked or has expired: enrol again",
+                        )
+                    )
+
+    def say_goodbye(self) -> None:
+        """End every stream once what was received is answered; take no new one."""
+        self._closing = True
+        for session in self._sessions:
+            if not session.cut.done():
+                session.cut.set_result(None)
+
+    async def _stream(self, context: Context) -> None:
+        if self._closing:
+            raise _Cut(grpc.StatusCode.UNAVAILABLE, "shutting down; try another collector")
+        if len(self._sessions) >= self._max_streams:
+            self._refused(Meter.BUFFER_OVERFLOW, "too_many_streams")
+            raise _Cut(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "ERR_MAX_CONCURRENCY_REACHED: `limits.streams` agents are connected; try another collector",
+            )
+        try:
+            peer = self._authenticator.peer(context.auth_context())
+        except NotAuthenticated as error:
+            self._refused(Meter.NOT_AUTHORISED, "not_authenticated")
+            log.warning("agent_refused", code=Meter.NOT_AUTHORISED, peer=context.peer(), error=str(error))
+            raise _Cut(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+        session = _Session(peer)
+        self._sessions.add(session)
+        self._tally.connections += 1
+        self._tally.open_streams += 1
+        try:
+            await self._hello(context, peer)
+            await self._converse(context, session)
+        finally:
+            self._tally.open_streams -= 1
+            self._sessions.discard(session)
+            session.cut.cancel()
+
+    async def _hello(self, context: Context, peer: Peer) -> None:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await context.read()
+        except TimeoutError:
+            raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"no Hello within {HELLO_SECONDS:.0f} s") from None
+        if not isinstance(first, pb.DeliverRequest) or first.WhichOneof("kind") != "hello":
+            self._refused(Meter.INVALID_BATCH, "no_hello")
+            raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"{Meter.INVALID_BATCH}: a stream begins with Hello")
+        epochs = [first.hello.epoch, *(old.epoch for old in first.hello.older)]
+        if len(epochs) > MAX_EPOCHS_PER_AGENT or not all(0 < epoch < MAX_VALUE for epoch in epochs):
+            self._refused(Meter.INVALID_BATCH, "bad_hello")
+            raise _Cut(
+                grpc.StatusCode.INVALID_ARGUMENT, f"{Meter.INVALID_BATCH}: Hello names an impossible epoch"
+            )
+        try:
+            opened = self._pipeline.open(peer.agent_id, first.hello)
+        except TooManyEpochs:
+            self._refused(Meter.BUFFER_OVERFLOW, "too_many_epochs")
+            raise _Cut(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{Meter.BUFFER_OVERFLOW}: this agent opened too many epochs: its spool does not last;"
+                " mend its disk and enrol it anew",
+            ) from None
+        await context.write(
+            pb.DeliverResponse(
+                welcome=pb.Welcome(
+                    max_in_flight=self._max_in_flight,
+                    max_message_bytes=MAX_MESSAGE_BYTES,
+                    max_batch_bytes=MAX_BATCH_BYTES,
+                    watermark=opened.watermark,
+                    latest_epoch=opened.latest_epoch,
+                )
+            )
+        )
+
+    async def _converse(self, context: Context, session: _Session) -> None:
+        waiting: _Answers = asyncio.Queue(READ_AHEAD_DELIVERIES)
+        reader = asyncio.ensure_future(self._read(context, session.peer, waiting))
+        writer = asyncio.ensure_future(self._write(context, waiting))
+        try:
+            await asyncio.wait({reader, writer, session.cut}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and reader.exception() is None:
+                # The agent has said all; its answers are still on their way.
+                await asyncio.wait({writer, session.cut}, return_when=asyncio.FIRST_COMPLETED)
+            if session.cut.done():
+                session.cut.result()
+            if writer.done():
+                writer.result()
+                return
+            # A goodbye, or a message that ends the stream: what was read before it is still answered.
+            trouble = reader.exception() if reader.done() else None
+            reader.cancel()
+            await waiting.put(None)
+            await writer
+            raise trouble or _Cut(grpc.StatusCode.UNAVAILABLE, "shutting down; try another collector")
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _read(self, context: Context, peer: Peer, waiting: _Answers) -> None:
+        while True:
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                await waiting.put(None)
+                return
+            if not isinstance(message, pb.DeliverRequest) or message.WhichOneof("kind") != "delivery":
+                self._refused(Meter.INVALID_BATCH, "unreadable_message")
+                raise _Cut(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"{Meter.INVALID_BATCH}: not a Delivery; the two sides do not speak the same version",
+                )
+            items = message.delivery.items
+            if len(items) > MAX_ITEMS_PER_DELIVERY:
+                self._refused(Meter.INVALID_BATCH, "too_many_items")
+                raise _Cut(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"{Meter.INVALID_BATCH}: {len(items)} items in a Delivery, at most {MAX_ITEMS_PER_DELIVERY}",
+                )
+            if not items:
+                continue
+            await waiting.put(self._pipeline.deliver(peer, items))
+
+    async def _write(self, context: Context, waiting: _Answers) -> None:
+        while (future := await waiting.get()) is not None:
+            answers = await future
+            await context.write(pb.DeliverResponse(answers=pb.Answers(answers=answers)))
+
+    def _refused(self, code: Meter, reason: str) -> None:
+        self._tally.refusals[code, reason] += 1
+
+
+def _parse(data: bytes) -> pb.DeliverRequest | _Unreadable:
+    try:
+        return pb.DeliverRequest.FromString(data)
+    except DecodeError:
+        return _Unreadable()

@@ -1,0 +1,86 @@
+"""/metrics, /livez and /readyz of the collector. Names are documented in docs/operator-guide.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from collector import __version__
+from collector.tally import LATENCY_BUCKETS_SECONDS, Tally
+
+P = "weighbridge_collector_"
+
+
+class CollectorMetrics(Collector):
+    """Reads the tally when scraped. `gauges`: name -> (help, value) of what is measured at that moment."""
+
+    def __init__(self, tally: Tally, gauges: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
+        self._tally = tally
+        self._gauges = gauges
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        tally = self._tally
+        yield InfoMetricFamily(f"{P}build", "Version of the collector.", {"version": __version__})
+        answers = CounterMetricFamily(f"{P}answers", "Answers to batches.", labels=["status"])
+        for status in ("accepted", "duplicate", "parked", "rejected", "retry"):
+            answers.add_metric([status], tally.answers[status])
+        yield answers
+        refusals = CounterMetricFamily(
+            f"{P}refusals", "Batches, messages and connections refused.", labels=["code", "reason"]
+        )
+        for (code, reason), count in sorted(tally.refusals.copy().items()):
+            refusals.add_metric([code, reason], count)
+        yield refusals
+        gaps = CounterMetricFamily(f"{P}gaps", "Gap records in accepted batches.", labels=["reason"])
+        for reason, count in sorted(tally.gaps.copy().items()):
+            gaps.add_metric([reason], count)
+        yield gaps
+        batches = CounterMetricFamily(f"{P}tenant_batches", "Batches accepted.", labels=["tenant"])
+        rows = CounterMetricFamily(f"{P}tenant_rows", "Usage rows accepted.", labels=["tenant"])
+        cpu = CounterMetricFamily(f"{P}tenant_cpu_usage_seconds", "CPU time accepted.", labels=["tenant"])
+        for tenant, total in sorted(tally.tenants.copy().items()):
+            batches.add_metric([tenant], total.batches)
+            rows.add_metric([tenant], total.rows)
+            cpu.add_metric([tenant], total.cpu_usage_ns / 1e9)
+        yield from (batches, rows, cpu)
+        for name, text, value in (
+            ("received_bytes", "Bytes of batches received.", tally.bytes_received),
+            ("connections", "Agent streams opened.", tally.connections),
+            (
+                "adopted_streams",
+                "Streams that went on beyond what this collector knew.",
+                tally.adopted_streams,
+            ),
+            ("commits", "Deliveries made durable.", tally.commits),
+            ("failed_commits", "Deliveries the disk refused (METER-001).", tally.failed_commits),
+        ):
+            yield CounterMetricFamily(P + name, text, value)
+        yield GaugeMetricFamily(f"{P}open_streams", "Agents connected now.", tally.open_streams)
+        for name, text, number in self._gauges():
+            yield GaugeMetricFamily(P + name, text, number)
+        yield self._latency()
+
+    def _latency(self) -> Metric:
+        tally = self._tally
+        running = 0
+        buckets = []
+        for bound, count in zip((*LATENCY_BUCKETS_SECONDS, float("inf")), tally.latency_counts, strict=True):
+            running += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), float(running)))
+        return HistogramMetricFamily(
+            f"{P}answer_seconds",
+            "Time from a batch's arrival to its answer.",
+            buckets=buckets,
+            sum_value=tally.latency_sum_seconds,
+        )

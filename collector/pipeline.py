@@ -1,0 +1,360 @@
+"""From a delivered item to its answer, in seven steps; the cheapest refusal comes first.
+
+    authenticate   door/service.py, once per connection
+    bound          is there room for what waits for the disk?
+    identify       do the bytes fit their digest; was this identity here before?   decide/dedup.py
+    validate       decode, and can it be true?                                     decide/validate.py
+    admit          may this tenant go on now?                                      decide/admission.py
+    hand off       append to the durable log, many batches in one sync             handoff/log.py
+    acknowledge    only what is durable, in `_committed`
+
+Identity comes before validation, so that a batch that was accepted once is a duplicate for ever, also when
+the settings have become stricter since.
+
+Invariants. A stream is marked only in `_committed`, for what the log has synced; until then the identity is
+in `_pending`, so that a second copy on another connection waits for the first. A rejected batch is in the
+log with its reason before its answer goes out, and uses its identity up; except one whose bytes are not
+what was meant (DIGEST_MISMATCH) and one whose identity belongs to another (CONFLICT). RETRY leaves no mark.
+
+One owner: the event loop. The log calls back from its thread through `call_soon_threadsafe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from collector.decide import admission
+from collector.decide.dedup import Seen, StreamState
+from collector.decide.validate import Bounds, Refusal, check, check_bytes
+from collector.door.authenticate import Peer
+from collector.handoff.log import DurableLog, Kind, frame
+from collector.state.memory import Streams
+from collector.tally import Tally
+from wire.daemon.journal import Journal
+from wire.identity import AgentId
+from wire.identity import digest as digest_of
+from wire.limits import MAX_VALUE
+from wire.statuses import Meter, Reason, Status, meter_code
+from wire.v1 import ingest_pb2 as pb
+from wire.v1 import usage_pb2
+
+RETRY_SOON_MS = 200
+RETRY_WHEN_REPAIRED_MS = 2_000
+SLOW_COMMIT_SECONDS = 2.0
+
+log = Journal("collector.pipeline")
+
+
+class TooManyEpochs(Exception):
+    """This agent opened more epochs than the collector keeps."""
+
+
+class Opened(NamedTuple):
+    """What a stream's Welcome says."""
+
+    watermark: int
+    latest_epoch: int
+
+
+class _Mark(NamedTuple):
+    state: StreamState
+    epoch: int
+    seq: int
+    digest: bytes
+    tenant: str | None
+    """None: rejected."""
+    rows: int
+    cpu_usage_ns: int
+
+
+class _Job:
+    """One Delivery on its way to the disk."""
+
+    __slots__ = ("agent_id", "answers", "begun", "done", "frames", "marks")
+
+    def __init__(self, agent_id: AgentId, done: asyncio.Future[list[pb.Answer]]) -> None:
+        self.agent_id = agent_id
+        self.done = done
+        self.begun = time.monotonic()
+        self.answers: list[pb.Answer] = []
+        self.frames: list[bytes] = []
+        self.marks: list[_Mark] = []
+
+
+class Pipeline:
+    def __init__(
+        self,
+        streams: Streams,
+        durable_log: DurableLog,
+        judge: admission.Admission,
+        bounds: Bounds,
+        tally: Tally,
+        max_queued_bytes: int,
+    ) -> None:
+        self.bounds = bounds
+        self.tally = tally
+        self.covered = durable_log.end
+        """Offset up to which the log's records are marked in the streams."""
+        self._streams = streams
+        self._log = durable_log
+        self._admission = judge
+        self._max_queued_bytes = max_queued_bytes
+        self._waiting_bytes = 0
+        self._pending: dict[AgentId, dict[tuple[int, int], bytes]] = {}
+        self._agent_bytes: dict[AgentId, bytes] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def open(self, agent_id: AgentId, hello: pb.Hello) -> Opened:
+        """A stream begins. Where this collector knows less than the agent was answered, it goes on there."""
+        held = [(hello.epoch, hello.oldest_seq), *((old.epoch, old.oldest_seq) for old in hello.older)]
+        for epoch, oldest_seq in held:
+            state = self._stream(agent_id, epoch)
+            if state.watermark + 1 < oldest_seq < MAX_VALUE and not self._pending.get(agent_id):
+                log.warning(
+                    "stream_adopted",
+                    agent_id=agent_id,
+                    epoch=epoch,
+                    watermark=state.watermark,
+                    oldest_seq=oldest_seq,
+                )
+                self.tally.adopted_streams += 1
+                state.adopt(oldest_seq)
+                record = frame(
+                    Kind.ADOPTED,
+                    time.time_ns(),
+                    uuid.UUID(agent_id).bytes,
+                    epoch,
+                    oldest_seq,
+                    digest_of(b""),
+                    b"",
+                    b"",
+                )
+                self._log.append([record], lambda _end: None)
+        current = self._stream(agent_id, hello.epoch)
+        return Opened(current.watermark, self._streams.latest_epoch(agent_id))
+
+    def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
+        """Judge items now; the future has one answer per item, in order, once they are durable."""
+        job = _Job(peer.agent_id, self._loop.create_future())
+        now_unix_ns = time.time_ns()
+        pending = self._pending.setdefault(peer.agent_id, {})
+        size = 0
+        for item in items:
+            size += len(item.batch)
+            job.answers.append(self._judge(peer, item, pending, job, now_unix_ns))
+        self.tally.bytes_received += size
+        if all(answer.status == Status.STATUS_RETRY for answer in job.answers):
+            if not pending:
+                del self._pending[peer.agent_id]
+            self._finish(job)
+            return job.done
+        queued = sum(map(len, job.frames))
+        self._waiting_bytes += queued
+        loop = self._loop
+        # An empty group is a barrier: a duplicate of what is still on its way is answered after it.
+        self._log.append(job.frames, lambda end: loop.call_soon_threadsafe(self._committed, job, queued, end))
+        return job.done
+
+    def _judge(
+        self,
+        peer: Peer,
+        item: pb.Item,
+        pending: dict[tuple[int, int], bytes],
+        job: _Job,
+        now_unix_ns: int,
+    ) -> pb.Answer:
+        epoch, seq, digest, body = item.epoch, item.seq, item.digest, item.batch
+        if self._waiting_bytes > self._max_queued_bytes:
+            return self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS)
+        if not 0 < seq < MAX_VALUE or not 0 < epoch < MAX_VALUE:
+            nameless = Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{epoch}/{seq}: epoch and seq count from 1")
+            return self._reject(peer, item, None, pending, job, nameless, now_unix_ns)
+        try:
+            state = self._stream(peer.agent_id, epoch)
+        except TooManyEpochs:
+            return self._retry(item, Reason.REASON_OVERLOADED, RETRY_WHEN_REPAIRED_MS)
+
+        refusal = check_bytes(body, digest)
+        if refusal is not None:
+            marked = None if refusal.reason == Reason.REASON_DIGEST_MISMATCH else state
+            return self._reject(peer, item, marked, pending, job, refusal, now_unix_ns)
+        before = pending.get((epoch, seq))
+        if before is not None:
+            seen = Seen.DUPLICATE if before == digest else Seen.CONFLICT
+        else:
+            seen = state.judge(seq, digest)
+        if seen is Seen.DUPLICATE:
+            return pb.Answer(epoch=epoch, seq=seq, status=Status.STATUS_DUPLICATE)
+        if seen is Seen.OUT_OF_WINDOW:
+            return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
+        if seen is Seen.CONFLICT:
+            conflict = Refusal(
+                Reason.REASON_IDENTITY_CONFLICT,
+                f"{epoch}/{seq} is known with another digest than {digest.hex()}",
+            )
+            return self._reject(peer, item, None, pending, job, conflict, now_unix_ns)
+
+        checked = check(body, peer.agent_id, epoch, seq, peer.tenants, self.bounds, now_unix_ns)
+        batch, refusal = checked.batch, checked.refusal
+        if batch is not None:
+            refusal = self._chain(state, pending, epoch, seq, batch.previous_digest)
+        if batch is None or refusal is not None:
+            assert refusal is not None
+            return self._reject(peer, item, state, pending, job, refusal, now_unix_ns)
+
+        verdict = self._admission.admit(
+            batch.tenant, admission.weight(len(body), checked.rows), time.monotonic_ns()
+        )
+        assert verdict is admission.Verdict.ADMITTED, "this release has nowhere to park"
+        self._hand_off(Kind.ACCEPTED, peer.agent_id, item, digest, b"", job, now_unix_ns)
+        pending[epoch, seq] = digest
+        job.marks.append(
+            _Mark(state, epoch, seq, digest, batch.tenant, checked.rows, sum(batch.cpu_usage_ns))
+        )
+        for gap in batch.gaps:
+            name = usage_pb2.GapReason.Name(gap.reason) if gap.reason in _GAP_REASONS else "unknown"
+            self.tally.gaps[name.removeprefix("GAP_REASON_").lower()] += 1
+        return pb.Answer(epoch=epoch, seq=seq, status=Status.STATUS_ACCEPTED)
+
+    def _stream(self, agent_id: AgentId, epoch: int) -> StreamState:
+        state = self._streams.get(agent_id, epoch)
+        if state is None:
+            if not self._streams.may_open(agent_id):
+                raise TooManyEpochs
+            log.info("stream_opened", agent_id=agent_id, epoch=epoch)
+            state = StreamState()
+            self._streams.put(agent_id, epoch, state)
+        return state
+
+    def _chain(
+        self,
+        state: StreamState,
+        pending: dict[tuple[int, int], bytes],
+        epoch: int,
+        seq: int,
+        previous_digest: bytes,
+    ) -> Refusal | None:
+        """Does the batch name the one before it? Unknown when that one was answered elsewhere or is not here yet."""
+        if seq == 1:
+            return None
+        known = pending.get((epoch, seq - 1)) or state.digest_of(seq - 1)
+        if known is None or known == previous_digest:
+            return None
+        return Refusal(Reason.REASON_CHAIN_BROKEN, f"previous_digest is not the digest of {epoch}/{seq - 1}")
+
+    def _reject(
+        self,
+        peer: Peer,
+        item: pb.Item,
+        state: StreamState | None,
+        pending: dict[tuple[int, int], bytes],
+        job: _Job,
+        refusal: Refusal,
+        now_unix_ns: int,
+    ) -> pb.Answer:
+        """Keep an item with its reason. With `state` its identity is used up; None leaves it open."""
+        actual = digest_of(item.batch)
+        if state is not None:
+            known = pending.get((item.epoch, item.seq))
+            seen = Seen.DUPLICATE if known == actual else state.judge(item.seq, actual)
+            if seen is Seen.OUT_OF_WINDOW:
+                return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
+            if known is None and seen is Seen.NEW:
+                pending[item.epoch, item.seq] = actual
+                job.marks.append(_Mark(state, item.epoch, item.seq, actual, None, 0, 0))
+        reason = Reason.Name(refusal.reason)
+        code = meter_code(refusal.reason) or Meter.INVALID_BATCH
+        self.tally.refusals[code, reason.removeprefix("REASON_").lower()] += 1
+        log.error(
+            "batch_rejected",
+            code=code,
+            agent_id=peer.agent_id,
+            epoch=item.epoch,
+            seq=item.seq,
+            digest=item.digest.hex()[:64],
+            reason=reason,
+            detail=refusal.detail,
+        )
+        note = f"{reason} {refusal.detail}".encode()
+        kind = Kind.REFUSED if state is None else Kind.REJECTED
+        self._hand_off(kind, peer.agent_id, item, actual, note, job, now_unix_ns)
+        return pb.Answer(
+            epoch=item.epoch,
+            seq=item.seq,
+            status=Status.STATUS_REJECTED,
+            reason=refusal.reason,
+            detail=refusal.detail,
+        )
+
+    def _retry(self, item: pb.Item | pb.Answer, reason: Reason, after_ms: int) -> pb.Answer:
+        code = meter_code(reason)
+        if code is not None:
+            self.tally.refusals[code, Reason.Name(reason).removeprefix("REASON_").lower()] += 1
+        return pb.Answer(
+            epoch=item.epoch,
+            seq=item.seq,
+            status=Status.STATUS_RETRY,
+            reason=reason,
+            retry_after_ms=after_ms,
+        )
+
+    def _hand_off(
+        self,
+        kind: Kind,
+        agent_id: AgentId,
+        item: pb.Item,
+        digest: bytes,
+        note: bytes,
+        job: _Job,
+        now_unix_ns: int,
+    ) -> None:
+        agent = self._agent_bytes.get(agent_id)
+        if agent is None:
+            agent = self._agent_bytes[agent_id] = uuid.UUID(agent_id).bytes
+        job.frames.append(frame(kind, now_unix_ns, agent, item.epoch, item.seq, digest, note, item.batch))
+
+    def _committed(self, job: _Job, queued: int, end: int | None) -> None:
+        self._waiting_bytes -= queued
+        pending = self._pending.get(job.agent_id, {})
+        for mark in job.marks:
+            pending.pop((mark.epoch, mark.seq), None)
+        if end is None:
+            self.tally.failed_commits += 1
+            job.answers = [
+                self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
+                if answer.status != Status.STATUS_RETRY
+                else answer
+                for answer in job.answers
+            ]
+        else:
+            self.tally.commits += 1
+            self.covered = max(self.covered, end)
+            for mark in job.marks:
+                mark.state.mark(mark.seq, mark.digest)
+                if mark.tenant is not None:
+                    self.tally.accepted(mark.tenant, mark.rows, mark.cpu_usage_ns)
+        if not pending:
+            self._pending.pop(job.agent_id, None)
+        self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        seconds = time.monotonic() - job.begun
+        self.tally.answered_after(seconds, len(job.answers))
+        if seconds > SLOW_COMMIT_SECONDS:
+            log.warning(
+                "commit_slow", code=Meter.HIGH_LATENCY, agent_id=job.agent_id, seconds=round(seconds, 3)
+            )
+        for answer in job.answers:
+            self.tally.answers[_STATUS_NAMES[answer.status]] += 1
+        if not job.done.done():
+            job.done.set_result(job.answers)
+
+
+_STATUS_NAMES: dict[Any, str] = {
+    number: name.removeprefix("STATUS_").lower() for name, number in Status.items()
+}
+_GAP_REASONS = frozenset(usage_pb2.GapReason.values())

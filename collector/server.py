@@ -1,0 +1,310 @@
+"""The collector as a process: build the parts, open the doors, keep the checkpoint, end cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from collector.config import Settings, read, split_address
+from collector.decide.admission import AdmitAll
+from collector.decide.dedup import StreamState
+from collector.decide.validate import Bounds
+from collector.door.authenticate import Authenticator
+from collector.door.ca import CertificateAuthority
+from collector.door.enrolment import EnrolmentService
+from collector.door.service import IngestService
+from collector.errors import CollectorError
+from collector.exporter import CollectorMetrics
+from collector.handoff.log import Damage, DurableLog, Kind, scan
+from collector.pipeline import Pipeline
+from collector.state.memory import Streams
+from collector.state.sqlite import Checkpoint
+from collector.tally import Tally
+from wire.daemon import journal
+from wire.daemon.control import ControlSocket
+from wire.daemon.local_port import LocalPort, new_registry
+from wire.daemon.settings import SettingsError
+from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
+from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
+
+CHECKPOINT_SECONDS = 5.0
+DRAIN_SECONDS = 20.0
+CHECKPOINT_FILE = "streams.db"
+ENDPOINTS_FILE = "endpoints.json"
+CONTROL_SOCKET = "collector.sock"
+
+log = journal.Journal("collector.server")
+
+
+class Server:
+    """One running collector. `run` returns when it was told to stop."""
+
+    def __init__(self, settings: Settings, settings_file: Path | None) -> None:
+        self._settings = settings
+        self._file = settings_file
+        self._tally = Tally()
+        self._streams = Streams()
+        self._stop = asyncio.Event()
+        self._reload_error = ""
+
+    async def run(self) -> None:
+        settings = self._settings
+        with contextlib.ExitStack() as closing:
+            self._log = DurableLog(settings.log_directory, settings.log.segment_size, settings.log.min_free)
+            closing.callback(self._log.close)
+            self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
+            closing.callback(self._checkpoint.close)
+            replayed = await asyncio.to_thread(
+                load_streams, self._streams, self._checkpoint, settings.log_directory, self._log.end
+            )
+            self._pipeline = Pipeline(
+                self._streams, self._log, AdmitAll(), _bounds(settings), self._tally, settings.limits.queued
+            )
+            await self._serve(replayed)
+            await self._save()
+
+    async def _serve(self, replayed: int) -> None:
+        settings = self._settings
+        authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir)
+        trust_domain = authority.trust_domain if authority else settings.tls.trust_domain
+        authenticator = Authenticator(trust_domain, authority.registry if authority else None)
+        service = IngestService(
+            self._pipeline, authenticator, settings.limits.streams, settings.limits.in_flight
+        )
+        options: list[tuple[str, Any]] = [
+            *SERVER_OPTIONS,
+            ("grpc.max_allowed_incoming_connections", settings.limits.streams + 64),
+        ]
+        ingest = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.limits.streams + 64)
+        ingest.add_generic_rpc_handlers((service.handler(),))
+        pair, client_ca = _key_material(settings, authority)
+        ports = {"ingest": self._listen(ingest, "listen.ingest", settings.listen.ingest, pair, client_ca)}
+        servers = [ingest]
+        if authority is not None:
+            advertised = settings.listen.advertise or [f":{ports['ingest']}"]
+            enrolment = EnrolmentService(
+                authority, authenticator, advertised, timedelta(seconds=settings.tls.certificate_life)
+            )
+            add_EnrolmentServicer_to_server(enrolment, ingest)
+            if settings.listen.enrolment:
+                door = grpc.aio.server(options=options, maximum_concurrent_rpcs=64)
+                add_EnrolmentServicer_to_server(enrolment, door)
+                ports["enrolment"] = self._listen(
+                    door, "listen.enrolment", settings.listen.enrolment, pair, None
+                )
+                servers.append(door)
+        local = self._local_port()
+        control = ControlSocket(settings.state_dir / CONTROL_SOCKET, self._answer)
+        try:
+            local.start()
+            ports["local"] = local.port
+            await control.start()
+            for server in servers:
+                await server.start()
+            _write_endpoints(settings.state_dir / ENDPOINTS_FILE, ports)
+            self._signals()
+            log.info("listening", **ports, streams=len(self._streams), replayed_records=replayed)
+            await self._until_stopped(service)
+            log.info("stopping")
+            service.say_goodbye()
+            for server in servers:
+                await server.stop(DRAIN_SECONDS)
+        finally:
+            await control.close()
+            local.close()
+            for server in servers:
+                await server.stop(0)
+
+    def _listen(
+        self,
+        server: grpc.aio.Server,
+        key: str,
+        address: str,
+        pair: Any,
+        client_ca: Any,
+    ) -> int:
+        split_address(address)
+        try:
+            port = server.add_secure_port(address, server_credentials(pair, client_ca))
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise CollectorError(
+                f"{address} cannot be opened: it is in use, or not of this host; set `{key}` to another"
+            )
+        return port
+
+    def _local_port(self) -> LocalPort:
+        registry = new_registry()
+        registry.register(CollectorMetrics(self._tally, self._gauges))
+        where = self._settings.local_port
+        return LocalPort(where.address, where.port, registry, dict, self._unready)
+
+    def _gauges(self) -> Iterator[tuple[str, str, float]]:
+        yield "streams", "Streams known: one per agent and epoch.", len(self._streams)
+        yield "log_end_bytes", "Length of the durable log since its beginning.", self._log.end
+        yield "log_queued_bytes", "Bytes that wait for the disk.", self._log.queued_bytes
+        yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
+
+    def _unready(self) -> dict[str, str]:
+        reasons = {}
+        if self._log.trouble:
+            reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
+        if self._reload_error:
+            reasons["reload_failed"] = self._reload_error
+        return reasons
+
+    async def _until_stopped(self, service: IngestService) -> None:
+        watch = asyncio.create_task(service.watch())
+        keep = asyncio.create_task(self._keep_checkpoint())
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait({watch, keep, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (watch, keep, stop):
+                task.cancel()
+
+    async def _keep_checkpoint(self) -> None:
+        while True:
+            await asyncio.sleep(CHECKPOINT_SECONDS)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Offset first, then streams, both in this turn of the loop: what is saved is never ahead of the log."""
+        covered = self._pipeline.covered
+        dirty = [
+            (key, StreamState(s.watermark, s.last_digest, s.ring, dict(s.ahead)))
+            for key, s in self._streams.take_dirty()
+        ]
+        try:
+            await asyncio.to_thread(self._checkpoint.save, covered, dirty)
+        except Exception as error:  # noqa: BLE001 - only an optimisation: the log is read instead
+            log.warning("checkpoint_failed", error=error)
+            for key, _ in dirty:
+                state = self._streams.get(*key)
+                if state is not None:
+                    state.dirty = True
+
+    def _signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Take up what can change while running; a file that cannot be read changes nothing."""
+        try:
+            fresh = read(self._file)
+        except SettingsError as error:
+            self._reload_error = str(error)
+            log.error("reload_failed", error=str(error))
+            return
+        self._reload_error = ""
+        old, self._settings = self._settings, fresh
+        self._pipeline.bounds = _bounds(fresh)
+        journal.configure(fresh.journal_level)
+        restart = [
+            name
+            for name in ("state_dir", "listen", "tls", "log", "limits", "local_port")
+            if getattr(old, name) != getattr(fresh, name)
+        ]
+        log.info("reloaded", needs_restart=restart)
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("command") != "status":
+            return {"error": "commands: status"}
+        tally = self._tally
+        return {
+            "ready": self._unready(),
+            "open_streams": tally.open_streams,
+            "streams": len(self._streams),
+            "agents": len(self._streams.agents()),
+            "answers": dict(tally.answers),
+            "refusals": {f"{code} {reason}": n for (code, reason), n in tally.refusals.items()},
+            "log_end_bytes": self._log.end,
+            "tenants": {
+                tenant: {"batches": t.batches, "rows": t.rows, "cpu_usage_ns": t.cpu_usage_ns}
+                for tenant, t in sorted(tally.tenants.items())
+            },
+        }
+
+
+def load_streams(streams: Streams, checkpoint: Checkpoint, directory: Path, log_end: int) -> int:
+    """Fill `streams` from the checkpoint and the log behind it. Returns how many records were read."""
+    covered, saved = checkpoint.load()
+    if covered > log_end:
+        # The log is shorter than what the checkpoint has seen: it was replaced. The log is the truth.
+        log.warning("checkpoint_ahead_of_log", covered=covered, log_end=log_end)
+        covered = 0
+    else:
+        for (agent_id, epoch), state in saved:
+            streams.put(agent_id, epoch, state)
+    count = 0
+    for record in scan(directory, covered, log_end):
+        if isinstance(record, Damage):
+            raise CollectorError(
+                f"{directory / record.segment} is damaged at byte {record.offset}: look with"
+                " `weighbridge-collector log verify`, then `weighbridge-collector log repair`"
+            )
+        count += 1
+        if record.kind is Kind.REFUSED:
+            continue
+        known = streams.get(record.agent_id, record.epoch)
+        if known is None:
+            known = StreamState()
+            streams.put(record.agent_id, record.epoch, known)
+        if record.kind is Kind.ADOPTED:
+            known.adopt(record.seq)
+        else:
+            known.mark(record.seq, record.digest)
+    return count
+
+
+def _bounds(settings: Settings) -> Bounds:
+    validation = settings.validation
+    return Bounds(
+        tenants=None if validation.tenants is None else frozenset(validation.tenants),
+        future_ns=validation.clock_ahead.ns,
+        past_ns=validation.clock_behind.ns,
+    )
+
+
+def _key_material(settings: Settings, authority: CertificateAuthority | None) -> tuple[Any, Any]:
+    """(current key and chain, current client CA), both asked at each handshake."""
+    tls = settings.tls
+    if authority is not None:
+        return authority.server_pair, lambda: authority.ca_pem
+    certificate, key, client_ca = tls.certificate_file, tls.key_file, tls.client_ca_file
+    assert certificate is not None
+    assert key is not None
+    assert client_ca is not None
+
+    def read_file(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise CollectorError(f"{path}: {error.strerror}; make it readable for this user") from error
+
+    def pair() -> PemPair:
+        return read_file(key), read_file(certificate)
+
+    return pair, lambda: read_file(client_ca)
+
+
+def _write_endpoints(path: Path, ports: dict[str, int]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**ports, "pid": os.getpid(), "since": int(time.time())}) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,53 @@
+"""What the collector counts. Plain integers on the hot path; `exporter` reads them when it is scraped."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+
+MAX_TENANTS = 1_000
+"""Tenants with totals of their own in /metrics; further ones are added up as `_other`."""
+OTHER = "_other"
+
+LATENCY_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(slots=True)
+class TenantTotal:
+    batches: int = 0
+    rows: int = 0
+    cpu_usage_ns: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counters since the start of the process."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(METER code, reason) -> answers and connections refused."""
+    gaps: Counter[str] = field(default_factory=Counter)
+    tenants: dict[str, TenantTotal] = field(default_factory=dict)
+    bytes_received: int = 0
+    connections: int = 0
+    open_streams: int = 0
+    adopted_streams: int = 0
+    commits: int = 0
+    failed_commits: int = 0
+    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_SECONDS) + 1))
+    latency_sum_seconds: float = 0.0
+
+    def accepted(self, tenant: str, rows: int, cpu_usage_ns: int) -> None:
+        total = self.tenants.get(tenant)
+        if total is None:
+            if len(self.tenants) >= MAX_TENANTS:
+                tenant = OTHER
+            total = self.tenants.setdefault(tenant, TenantTotal())
+        total.batches += 1
+        total.rows += rows
+        total.cpu_usage_ns += cpu_usage_ns
+
+    def answered_after(self, seconds: float, items: int) -> None:
+        self.latency_counts[bisect_left(LATENCY_BUCKETS_SECONDS, seconds)] += items
+        self.latency_sum_seconds += seconds * items

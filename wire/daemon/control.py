@@ -1,0 +1,102 @@
+"""The control socket: one JSON request a line, one JSON answer a line, for the daemon's own commands.
+
+Who may open it is decided by the file's mode (0660) and its directory; requests and answers are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+MAX_REQUEST_BYTES = 64 << 10
+MAX_ANSWER_BYTES = 64 << 20
+MAX_CONNECTIONS = 16
+TIMEOUT_SECONDS = 10.0
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class ControlError(Exception):
+    """The socket cannot be opened or asked; the message names the fix."""
+
+
+class ControlSocket:
+    """Serves on the running event loop until `close`."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self._path = path
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._open = 0
+
+    async def start(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            # Whoever holds the daemon's state lock owns this name: what lies here is a leftover.
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+            self._server = await asyncio.start_unix_server(
+                self._serve, self._path, limit=MAX_REQUEST_BYTES, backlog=MAX_CONNECTIONS
+            )
+            self._path.chmod(0o660)
+        except OSError as error:
+            raise ControlError(
+                f"control socket {self._path}: {error.strerror}; set `run_dir` to a directory this user may write"
+            ) from error
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open > MAX_CONNECTIONS:
+                return
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                request = json.loads(await reader.readline())
+                if not isinstance(request, dict):
+                    raise ValueError("a request is one JSON object")  # noqa: TRY004 - a wrong request
+                try:
+                    answer = await self._answer(request)
+                except Exception as error:  # noqa: BLE001 - one bad question must not end the daemon
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ValueError, OSError, TimeoutError):
+            pass  # Whoever asks nonsense, or goes away, gets no answer.
+        finally:
+            self._open -= 1
+            writer.close()
+
+
+def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """One question to a running daemon. ControlError when it does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_SECONDS)
+        try:
+            connection.connect(os.fspath(path))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as file:
+                line = file.readline(MAX_ANSWER_BYTES)
+        except OSError as error:
+            raise ControlError(
+                f"{path}: {error.strerror or error}; is the daemon running, and may this user ask it?"
+                " (name its settings with --config)"
+            ) from error
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        raise ControlError(f"{path}: no answer; look at the daemon's journal") from None
+    if "error" in answer:
+        raise ControlError(str(answer["error"]))
+    return dict(answer)
