@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.meter.hostile import visible
 from agent.meter.model import COUNTER_BITS
-from agent.meter.usage import FOLDED_ID, ROOT_ID, Gap, Interval, Opening, Outcome, Usage
+from agent.meter.usage import FOLDED_ID, ROOT_ID, Gap, Interval, Outcome, Usage
 from wire.identity import BatchId
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -19,7 +19,7 @@ from wire.limits import (
     MAX_PATH_BYTES,
     SCHEMA_VERSION,
 )
-from wire.measures import MEASURES
+from wire.measures import BIT, MEASURES
 from wire.v1 import usage_pb2 as pb
 
 _ROW_BYTES_AT_MOST = MAX_PATH_BYTES + 4 * MAX_NAME_BYTES + len(MEASURES) * 10 + 256
@@ -151,13 +151,14 @@ def _message(
     for row, usage in enumerate(usages):
         if usage.devices:
             _add_devices(message, row, usage)
-        if usage.opening is not None:
-            _add_opening(message.openings.add(row=row), usage.opening)
+        if usage.opens:
+            _add_opening(message.openings.add(row=row), usage)
         if usage.cgroup_id == ROOT_ID:
             message.host_totals.cpu_usage_ns = outcome.host_cpu_usage_ns
             message.host_totals.cpu_deficit_ns = outcome.cpu_deficit_ns
             message.host_totals.cpu_source = producer.cpu_source
-            for gap in outcome.gaps[:MAX_GAPS_PER_BATCH]:
+            assert len(outcome.gaps) <= MAX_GAPS_PER_BATCH
+            for gap in outcome.gaps:
                 _add_gap(message, gap)
     return message
 
@@ -174,19 +175,19 @@ def _add_devices(message: pb.UsageBatch, row: int, usage: Usage) -> None:
         message.device_write_ops.append(delta[3])
 
 
-def _add_opening(message: pb.Opening, opening: Opening) -> None:
+def _add_opening(message: pb.Opening, usage: Usage) -> None:
     known = 0
-    counters = opening.counters
+    counters = usage.counters_before
     for slot, bit, name in _OPENING_FIELDS:
         value = counters[slot] if slot < len(counters) else None
         if value is not None:
             known |= 1 << bit
             if value:
                 setattr(message, name, value)
-    if opening.io is not None:
-        for name, value in zip(_IO_MEASURES, opening.io, strict=True):
-            known |= 1 << MEASURES.index(name)
-            setattr(message, name, value)
+    if usage.io_before is not None:
+        for slot, name in enumerate(_IO_MEASURES):
+            known |= 1 << BIT[name]
+            setattr(message, name, sum(device[slot] for device in usage.io_before.values()))
     message.known = known
 
 

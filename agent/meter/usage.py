@@ -48,16 +48,12 @@ _MAXIMA = (_MEMORY_PEAK, _PIDS_PEAK)
 _NO_IO: DeviceCounters = (0, 0, 0, 0)
 _NOTHING = (0,) * len(_SUBTRACTED)
 _MEASURE_COUNT = len(MEASURES)
+MAX_KEPT_UNSEEN = 50_000
+"""Units remembered while a reading is incomplete; beyond, the longest unseen are taken to have ended."""
+MAX_GAPS = 64
 _CLOCK_TOLERANCE_NS = 50_000_000
 _CLOCK_SLEW_PPM = 600
 """The kernel slews at most 500 ppm (adjtimex MAXFREQ) around the crystal's own error."""
-
-
-class Opening(msgspec.Struct, frozen=True, array_like=True):
-    """Cumulative counters of an incarnation at the start of its first row in an epoch."""
-
-    counters: Counters
-    io: DeviceCounters | None
 
 
 class Usage(msgspec.Struct, array_like=True):
@@ -70,7 +66,10 @@ class Usage(msgspec.Struct, array_like=True):
     known: int
     values: list[int]
     devices: dict[str, DeviceCounters]
-    opening: Opening | None
+    opens: bool
+    """First row of the incarnation in its epoch: the counters it starts from go into the batch."""
+    counters_before: Counters
+    io_before: dict[str, DeviceCounters] | None
 
 
 class Gap(msgspec.Struct, frozen=True, array_like=True):
@@ -175,6 +174,8 @@ def reopen(baseline: Baseline, gaps: list[Gap]) -> Baseline:
     """The baseline for a new epoch whose past is known: every unit writes an opening again."""
     for state in (baseline.root, *baseline.units.values()):
         state.opened = False
+    for usage in baseline.held.usages if baseline.held else ():
+        usage.opens = usage.cgroup_id != FOLDED_ID
     baseline.gaps = [*baseline.gaps, *gaps]
     return baseline
 
@@ -230,9 +231,16 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
             row.flags |= pb.ROW_FLAG_PARTIAL
         rows[reading.cgroup_id] = row
         states[reading.cgroup_id] = row.next_state
-    for cgroup_id, state in previous.units.items():
-        if cgroup_id not in states:
-            rows[cgroup_id] = _ended(state)
+    unseen = [state for cgroup_id, state in previous.units.items() if cgroup_id not in states]
+    if not snapshot.complete:
+        # Not seen is not ended when something could not be looked at: what comes back must go on from its
+        # last counters, never from zero.
+        unseen.sort(key=lambda state: state.memory.boottime_ns)
+        kept = unseen[-MAX_KEPT_UNSEEN:]
+        states |= {state.reading.cgroup_id: state for state in kept}
+        unseen = unseen[:-MAX_KEPT_UNSEEN]
+    for state in unseen:
+        rows[state.reading.cgroup_id] = _ended(state)
 
     _subtract_nested(rows)
     usages = [row.finish() for row in rows.values()]
@@ -254,7 +262,7 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
     outcome = Outcome(
         interval=interval,
         usages=usages,
-        gaps=previous.gaps,
+        gaps=_few(previous.gaps),
         host_cpu_usage_ns=rows[ROOT_ID].host_cpu_ns,
         cpu_deficit_ns=-sum(s.carry[0] for s in (root, *states.values())),
         baseline=baseline,
@@ -282,7 +290,9 @@ def hold(outcome: Outcome, fold_ended: bool) -> Baseline:
                         cgroup_id=FOLDED_ID,
                         path="",
                         devices={},
-                        opening=None,
+                        opens=False,
+                        counters_before=(),
+                        io_before=None,
                         values=list(usage.values),
                     )
                 else:
@@ -405,14 +415,22 @@ def _raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: i
     if memory.estimated and memory.byte_ns is not None:
         flags |= pb.ROW_FLAG_MEMORY_ESTIMATED
 
-    opening = None
-    if not state.opened:
-        opening = Opening(before.counters, None if before.io is None else _four_sum(before.io))
     if kept is not None or io is not reading.io:
         reading = msgspec.structs.replace(
             reading, io=io, counters=tuple(kept) if kept is not None else reading.counters
         )
-    usage = Usage(state.tenant, reading.cgroup_id, reading.path, flags, known, values, devices, opening)
+    usage = Usage(
+        state.tenant,
+        reading.cgroup_id,
+        reading.path,
+        flags,
+        known,
+        values,
+        devices,
+        not state.opened,
+        before.counters,
+        before.io,
+    )
     next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
     return _Row(state, next_state, usage, memory)
 
@@ -425,11 +443,19 @@ def _ended(state: UnitState) -> _Row:
     if reading.io is not None:
         known |= _IO_KNOWN
     known |= _peaks(values, memory, reading, reading)
-    opening = None
-    if not state.opened:
-        opening = Opening(reading.counters, None if reading.io is None else _four_sum(reading.io))
     flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
-    usage = Usage(state.tenant, reading.cgroup_id, reading.path, flags, known, values, {}, opening)
+    usage = Usage(
+        state.tenant,
+        reading.cgroup_id,
+        reading.path,
+        flags,
+        known,
+        values,
+        {},
+        not state.opened,
+        reading.counters,
+        reading.io,
+    )
     next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
     return _Row(state, next_state, usage, memory)
 
@@ -570,6 +596,21 @@ def _after_reboot(previous: Baseline, snapshot: Snapshot) -> Baseline:
     )
 
 
+def _few(gaps: list[Gap]) -> list[Gap]:
+    """At most MAX_GAPS: the rest become one that spans them."""
+    if len(gaps) <= MAX_GAPS:
+        return gaps
+    rest = gaps[MAX_GAPS - 1 :]
+    lump = Gap(
+        min(gap.start_unix_ns for gap in rest),
+        max(gap.end_unix_ns for gap in rest),
+        rest[-1].reason,
+        sum(max(1, gap.count) for gap in rest),
+        f"{len(rest)} gaps in one, the last: {rest[-1].detail}",
+    )
+    return [*gaps[: MAX_GAPS - 1], lump]
+
+
 def _first_state(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
     memory = MemoryTrack(boottime_ns, reading.memory_current_bytes, reading.memory_inactive_file_bytes)
     return UnitState(reading, memory, tenant, opened=False)
@@ -630,10 +671,6 @@ def _add(total: Usage, later: Usage) -> None:
 
 def _four(values: list[int]) -> DeviceCounters:
     return (values[0], values[1], values[2], values[3])
-
-
-def _four_sum(io: dict[str, DeviceCounters]) -> DeviceCounters:
-    return _four([sum(column) for column in zip(*io.values(), strict=True)] or [0, 0, 0, 0])
 
 
 def _set_io(values: list[int], devices: dict[str, DeviceCounters]) -> None:

@@ -106,8 +106,7 @@ class Spool:
         self.agent_id = agent_id
         self.opened = Opened.FRESH
         self.set_aside_as: Path | None = None
-        self.damaged: list[StoredBatch] = []
-        """Batches found damaged on disk and quarantined; whoever meters takes them and writes gaps."""
+        self._damaged: list[StoredBatch] = []
         self._max_bytes = max_bytes
         self._lock_fd = lock_fd
         self._lock = threading.RLock()
@@ -217,8 +216,14 @@ class Spool:
             cursor.close()
         for batch in damaged:
             self.quarantine(batch.key, "bytes on disk no longer match their digest")
-            self.damaged.append(batch)
+            self._damaged.append(batch)
         return out
+
+    def take_damaged(self) -> list[StoredBatch]:
+        """Batches found damaged on disk and quarantined since the last call; whoever meters writes gaps."""
+        with self._lock:
+            damaged, self._damaged = self._damaged, []
+        return damaged
 
     def held(self) -> dict[int, int]:
         """Epoch -> oldest sequence number still held; the current epoch's is `next_seq` if none is."""
@@ -267,6 +272,17 @@ class Spool:
                 self._put(db, "baseline", baseline)
             self._epoch, self._next_seq, self._last_digest = epoch, 1, b""
             self._recount()
+
+    def recover(self, now_unix_ns: int) -> None:
+        """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside."""
+        with self._lock:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._acknowledged.clear()
+            self._epoch, self._next_seq, self._last_digest = 0, 1, b""
+            self._bytes = self._batches = 0
+            self.set_aside_as = None
+            self._open_file(now_unix_ns)
 
     def fill(self) -> Fill:
         with self._guarded() as db:

@@ -1,0 +1,235 @@
+"""The agent as a process: take the state up, run cadence, shipper and renewal side by side, end cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from agent import __version__, report
+from agent.config import Settings, read
+from agent.errors import AgentError
+from agent.exporter import AgentMetrics
+from agent.loop import MeterLoop
+from agent.meter.catalogue import Catalogue
+from agent.meter.labels import LabelCache, sources
+from agent.meter.owners import Owners
+from agent.read import plan
+from agent.ship.enrol import EnrolError, Identity, renew
+from agent.ship.shipper import Shipper
+from agent.ship.spool import BatchKey, Spool
+from agent.tally import Tally
+from wire.daemon import journal
+from wire.daemon.control import ControlSocket
+from wire.daemon.local_port import LocalPort, new_registry
+from wire.daemon.settings import SettingsError
+from wire.statuses import Meter
+from wire.tls import CHANNEL_OPTIONS
+
+T = TypeVar("T")
+
+DRAIN_SECONDS = 5.0
+RENEW_TIMEOUT_SECONDS = 20.0
+STUCK_AFTER_INTERVALS = 3
+STUCK_AFTER_SECONDS = 60.0
+
+log = journal.Journal("agent.daemon")
+
+
+class Daemon:
+    """One running agent. `run` returns when it was told to stop."""
+
+    def __init__(self, settings: Settings, settings_file: Path | None) -> None:
+        self._settings = settings
+        self._file = settings_file
+        self._identity = Identity.load(settings.state_dir)
+        self._worker = ThreadPoolExecutor(1, "metering")
+        self._stop = asyncio.Event()
+        self._started = time.time()
+        self._reload_error = ""
+
+    async def run(self) -> None:
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as closing:
+            closing.callback(self._worker.shutdown)
+            self._spool = await self._metering(
+                lambda: Spool.open(
+                    settings.state_dir, self._identity.agent_id, settings.spool.max_bytes, time.time_ns()
+                )
+            )
+            closing.callback(self._spool.close)
+            self._loop = await self._metering(
+                lambda: MeterLoop(settings, self._spool, _catalogue(settings), Tally())
+            )
+            closing.callback(self._loop.close)
+            self._shipper = Shipper(
+                self._spool,
+                self._connect,
+                settings.ship.collectors or self._identity.collectors,
+                self._open_epoch,
+                f"weighbridge-agent/{__version__}",
+            )
+            registry = new_registry()
+            self._metrics = AgentMetrics(self._loop, self._spool, self._shipper, settings.metrics)
+            registry.register(self._metrics)
+            where = settings.local_port
+            local = LocalPort(where.address, where.port, registry, self._stuck, self._unready)
+            local.start()
+            closing.callback(local.close)
+            control = ControlSocket(settings.control_socket, self._answer)
+            await control.start()
+            closing.push_async_callback(control.close)
+            self._signals()
+            await self._metering(self._loop.start)
+            log.info(
+                "started",
+                version=__version__,
+                agent_id=self._identity.agent_id,
+                epoch=self._spool.epoch,
+                spool=self._spool.opened.value,
+                sources=self._loop.plan.signature,
+                unseen=plan.unseen(self._loop.facts, self._loop.plan),
+                local_port=local.port,
+                seconds=round(time.time() - self._started, 3),
+            )
+            await self._until_stopped()
+
+    async def _until_stopped(self) -> None:
+        shipping = asyncio.create_task(self._shipper.run())
+        others = [asyncio.create_task(work) for work in (self._cadence(), self._renewal(), self._stop.wait())]
+        try:
+            done, _ = await asyncio.wait({shipping, *others}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            log.info("stopping")
+            others[0].cancel()
+            # The last reading: from here to the next start the kernel goes on counting by itself.
+            await self._metering(self._loop.tick)
+            self._shipper.notify()
+            drained = await self._shipper.drain(DRAIN_SECONDS)
+            log.info("stopped", spool_empty=drained)
+        finally:
+            for task in (shipping, *others):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _cadence(self) -> None:
+        """Ticks at the boundaries of wall clock, memory samples between them."""
+        while True:
+            now = time.time()
+            to_tick = self._loop.due_in_seconds(now)
+            every = self._settings.meter.memory_sample
+            to_sample = every - now % every
+            if to_sample < to_tick - 0.05:
+                await asyncio.sleep(to_sample)
+                await self._metering(self._loop.sample)
+                continue
+            await asyncio.sleep(to_tick)
+            if await self._metering(self._loop.tick):
+                self._shipper.notify()
+
+    async def _renewal(self) -> None:
+        """A new certificate at half life; the old one serves until then."""
+        while True:
+            identity = self._identity
+            life = identity.not_after - identity.not_before
+            await asyncio.sleep(min(60.0, max(1.0, life / 20)))
+            if not identity.renewal_due(time.time()):
+                continue
+            address = self._shipper.state.collector or identity.collectors[0]
+            async with self._connect(address) as channel:
+                try:
+                    self._identity = await renew(
+                        identity, channel, self._settings.state_dir, RENEW_TIMEOUT_SECONDS
+                    )
+                except EnrolError as error:
+                    log.warning("renewal_failed", code=Meter.NOT_AUTHORISED, error=str(error))
+                    continue
+            log.info("certificate_renewed", not_after=self._identity.not_after)
+            self._shipper.reconnect()
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, self._identity.credentials(), CHANNEL_OPTIONS)
+
+    async def _open_epoch(self, at_least: int, aside_from: BatchKey | None) -> None:
+        await self._metering(lambda: self._loop.open_epoch(at_least, aside_from))
+
+    async def _metering(self, work: Callable[[], T]) -> T:
+        """Run in the one thread that owns readers and baseline."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def _signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self.reload()))
+
+    async def reload(self) -> None:
+        """Take up what can change while running; a file that cannot be read changes nothing."""
+        try:
+            fresh = read(self._file)
+            catalogue = _catalogue(fresh)
+        except (SettingsError, AgentError) as error:
+            self._reload_error = self._metrics.reload_failed = str(error)
+            log.error("reload_failed", error=str(error))
+            return
+        self._reload_error = self._metrics.reload_failed = ""
+        old, self._settings = self._settings, fresh
+        self._metrics.settings = fresh.metrics
+        journal.configure(fresh.journal_level)
+        await self._metering(lambda: self._loop.reconfigure(fresh, catalogue))
+        restart = [
+            name
+            for name in ("state_dir", "run_dir", "read", "spool", "ship", "local_port")
+            if getattr(old, name) != getattr(fresh, name)
+        ]
+        log.info("reloaded", needs_restart=restart)
+
+    def _stuck(self) -> dict[str, str]:
+        since = time.time() - max(self._loop.state.last_reading_unix, self._started)
+        bound = max(
+            STUCK_AFTER_SECONDS,
+            self._settings.meter.interval * STUCK_AFTER_INTERVALS * self._loop.state.stretch,
+        )
+        return {"no_reading": f"no reading for {since:.0f} s"} if since > bound else {}
+
+    def _unready(self) -> dict[str, str]:
+        reasons = {**self._stuck(), **self._loop.state.trouble}
+        shipper = self._shipper.state
+        if shipper.connected_since is None:
+            code = Meter.NOT_AUTHORISED if shipper.person_needed else ""
+            reasons["collector_unavailable"] = f"{code} {shipper.trouble or 'not connected yet'}".strip()
+        if not self._loop.state.complete:
+            reasons["reading_incomplete"] = "some cgroups could not be read; see `weighbridge-agent doctor`"
+        if time.time() > self._identity.not_after:
+            reasons["certificate_expired"] = (
+                f"{Meter.NOT_AUTHORISED}: enrol again with a join token; nothing is lost meanwhile"
+            )
+        if self._reload_error:
+            reasons["reload_failed"] = self._reload_error
+        return reasons
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        command = request.get("command")
+        if command == "status":
+            fill = await asyncio.to_thread(self._spool.fill)
+            return report.status(
+                self._identity, self._spool, fill, self._loop, self._shipper.state, self._unready()
+            )
+        if command == "top":
+            return report.top(self._loop, int(request.get("limit", 50)))
+        if command == "explain":
+            return await self._metering(lambda: report.explain(self._loop, str(request.get("container", ""))))
+        return {"error": "commands: status, top, explain"}
+
+
+def _catalogue(settings: Settings) -> Catalogue:
+    return Catalogue(Owners(settings.owners), LabelCache(sources(settings.labels), settings.labels.refresh))
