@@ -182,11 +182,9 @@ class Pipeline:
         if refusal is not None:
             marked = None if refusal.reason == Reason.REASON_DIGEST_MISMATCH else state
             return self._reject(peer, item, marked, pending, job, refusal, now_unix_ns)
-        before = pending.get((epoch, seq))
-        if before is not None:
+        seen = state.judge(seq, digest)
+        if (before := pending.get((epoch, seq))) is not None:
             seen = Seen.DUPLICATE if before == digest else Seen.CONFLICT
-        else:
-            seen = state.judge(seq, digest)
         if seen is Seen.DUPLICATE:
             return pb.Answer(epoch=epoch, seq=seq, status=Status.STATUS_DUPLICATE)
         if seen is Seen.OUT_OF_WINDOW:

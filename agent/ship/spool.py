@@ -285,8 +285,14 @@ class Spool:
             self._open_file(now_unix_ns)
 
     def fill(self) -> Fill:
+        oldest = None
         with self._guarded() as db:
-            oldest = db.execute("SELECT min(interval_end_unix_ns) FROM batch").fetchone()[0]
+            for epoch, seq, end in db.execute(
+                "SELECT epoch, seq, interval_end_unix_ns FROM batch ORDER BY epoch, seq"
+            ):
+                if BatchKey(epoch, seq) not in self._acknowledged:
+                    oldest = end
+                    break
         return Fill(self._bytes, self._max_bytes, self._batches - len(self._acknowledged), oldest)
 
     def quarantined(self) -> int:

@@ -1,0 +1,178 @@
+"""`./dev bench agent`: what the agent costs, as a real process over real cgroups.
+
+us_per_container_N   CPU time of the whole agent process (read, meter, encode, spool and ship) per container
+                     and interval, at N cgroups of which each used some CPU in each interval
+ratio_to_plain       the same divided by what plain open + read + parse of the same files costs in Python
+rss_mib              resident memory at the largest N
+first_reading_s      from exec of the command to the first durable reading, at the largest N
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bench.cgroups import Cgroup, slice_of_our_own
+from bench.site import Site
+
+FILES = ("cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure")
+"""What the agent reads of a cgroup on a host whose v2 hierarchy has no memory and io controllers."""
+
+_MOVER = """
+import os, sys, time
+pid = str(os.getpid()).encode()
+fds = [os.open(line.strip() + "/cgroup.procs", os.O_WRONLY) for line in sys.stdin]
+while True:
+    begun = time.monotonic()
+    for fd in fds:
+        os.write(fd, pid)
+        end = time.perf_counter() + 20e-6
+        while time.perf_counter() < end: pass
+    time.sleep(max(0.05, 0.9 - (time.monotonic() - begun)))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench agent", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer intervals: noisier")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    intervals = 8 if args.quick else 30
+    result: dict[str, Any] = {}
+    for count in (100, 1_000):
+        measured = measure(count, intervals)
+        result[f"us_per_container_{count}"] = measured["us"]
+        result["ratio_to_plain"] = measured["ratio"]
+        result["rss_mib"] = measured["rss_mib"]
+        result["first_reading_s"] = measured["first_reading_s"]
+        if not args.json:
+            print(
+                f"{count:5} cgroups: {measured['us']:6.1f} us per container and interval"
+                f" (plain reading alone {measured['plain_us']:.1f} us), {measured['rss_mib']:.1f} MiB,"
+                f" first reading after {measured['first_reading_s']:.2f} s, {measured['rows']} rows delivered"
+            )
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"on {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}: {json.dumps(result)}"
+        )
+    return 0
+
+
+def measure(count: int, intervals: int) -> dict[str, float]:
+    """One agent over `count` cgroups for that many one-second intervals."""
+    with (
+        tempfile.TemporaryDirectory(prefix="weighbridge-bench-") as directory,
+        slice_of_our_own("weighbridge-bench") as ours,
+        Site(Path(directory)) as site,
+    ):
+        groups = [ours.child(f"docker-{index:064x}.scope") for index in range(count)]
+        mover = _keep_busy(groups)
+        try:
+            rules = [
+                {"path": f"**/docker-*{digit}.scope", "tenant": f"tenant-{digit}"}
+                for digit in "0123456789abcdef"
+            ]
+            site.prepare(agent={"owners": {"rules": rules}})
+            site.start_collector()
+            site.enroll()
+            begun = time.time()
+            site.start_agent()
+            site.wait_metering()
+            first = _event_time(site.journal("agent"), "metering_begun") - begun
+            assert site.agent is not None
+            pid = site.agent.pid
+            time.sleep(2.5)
+            before, cpu_before = site.ask("agent", "status")["next_seq"], _cpu_ns(pid)
+            since = time.monotonic()
+            time.sleep(intervals)
+            cpu, passed = _cpu_ns(pid) - cpu_before, time.monotonic() - since
+            assert site.ask("agent", "status")["next_seq"] > before, "nothing was metered"
+            rss = _status_kib(pid, "VmRSS") / 1024
+            tenants = site.ask("collector", "status")["tenants"]
+            delivered = sum(t["rows"] for t in tenants.values())
+            assert delivered >= count * intervals, f"only {delivered} rows arrived"
+            assert sum(t["cpu_usage_ns"] for t in tenants.values()) > 0
+        finally:
+            mover.kill()
+            mover.wait()
+        plain = _plain_us(groups)
+        per_container = cpu / 1_000 / count / passed
+        site.stop("agent", signal.SIGTERM)
+        return {
+            "us": round(per_container, 2),
+            "plain_us": round(plain, 2),
+            "ratio": round(per_container / plain, 3),
+            "rss_mib": round(rss, 1),
+            "first_reading_s": round(first, 3),
+            "rows": delivered,
+        }
+
+
+def _keep_busy(groups: list[Cgroup]) -> subprocess.Popen[bytes]:
+    """One process that visits every cgroup about once a second and burns a little in each."""
+    mover = subprocess.Popen([sys.executable, "-S", "-c", _MOVER], stdin=subprocess.PIPE)
+    assert mover.stdin is not None
+    mover.stdin.write("".join(f"{group.path}\n" for group in groups).encode())
+    mover.stdin.close()
+    return mover
+
+
+def _plain_us(groups: list[Cgroup]) -> float:
+    """CPU microseconds per cgroup of the straightforward way: open, read, split, int."""
+
+    def once() -> int:
+        seen = 0
+        for group in groups:
+            for name in FILES:
+                values = {}
+                for line in (group.path / name).read_text().splitlines():
+                    key, _, rest = line.partition(" ")
+                    values[key] = int(rest) if rest.isdigit() else dict(w.split("=") for w in rest.split())
+                seen += len(values)
+        return seen
+
+    assert once() > 4 * len(groups)
+    rounds = 5
+    begun = time.process_time_ns()
+    for _ in range(rounds):
+        once()
+    return (time.process_time_ns() - begun) / 1_000 / rounds / len(groups)
+
+
+def _cpu_ns(pid: int) -> int:
+    """CPU time of all threads, in nanoseconds (first field of schedstat)."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total
+
+
+def _status_kib(pid: int, key: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise KeyError(key)
+
+
+def _event_time(journal: str, event: str) -> float:
+    for line in journal.splitlines():
+        entry = json.loads(line)
+        if entry["event"] == event:
+            return datetime.fromisoformat(entry["ts"]).timestamp()
+    raise KeyError(event)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

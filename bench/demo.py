@@ -1,0 +1,193 @@
+"""`./dev demo`: the main job on this host, for real, and the difference to what the kernel counted.
+
+A throw-away CA and enrolment, a collector and an agent as processes, three workloads in cgroups of their
+own, and everything else on the host beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.cgroups import Cgroup, burner, holder, slice_of_our_own, spawner
+from bench.site import Site
+from collector.handoff.log import Kind, Record, scan
+from collector.log_commands import verify
+from wire.v1 import usage_pb2 as pb
+
+WORKLOADS = (
+    ("wb-demo-burner.scope", "burns 30 % of a CPU", burner(0.3)),
+    ("wb-demo-holder.scope", "holds 64 MiB", holder(64)),
+    ("wb-demo-spawner.scope", "starts short jobs", spawner(0.05)),
+)
+OWNERS = {
+    "host": "host",
+    "rules": [
+        {"path": "/weighbridge-demo-*/wb-demo-burner.scope", "tenant": "acme"},
+        {"path": "/weighbridge-demo-*/**", "tenant": "globex"},
+    ],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev demo", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long to meter (default 15)")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    args = parser.parse_args()
+    with contextlib.ExitStack() as closing:
+        directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="weighbridge-demo-")))
+        workloads, why_not = _workloads(closing)
+        site = closing.enter_context(Site(directory))
+        say("a throw-away CA, one join token, one enrolment")
+        site.prepare(agent={"owners": OWNERS})
+        site.start_collector()
+        agent_id = site.enroll()
+        say(f"collector listens on 127.0.0.1:{site.ports['ingest']}; agent is {agent_id}")
+        site.start_agent()
+        site.wait_metering()
+        status = site.ask("agent", "status")
+        say(f"reading {status['sources']}")
+        for sentence in (*why_not, *status["unseen"]):
+            say(f"cannot see: {sentence}")
+        started = [(cgroup, cgroup.run(command)) for cgroup, command in workloads]
+        watch(site, args.seconds)
+        for cgroup, process in started:
+            for pid in cgroup.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            process.wait()
+            cgroup.wait_empty()
+        kernel = {cgroup.cgroup_id: (cgroup.name, cgroup.cpu_usage_ns()) for cgroup, _ in started}
+        # SIGTERM makes the agent take its last reading, which the workloads no longer outrun.
+        site.stop("agent")
+        made = _batches_made(directory)
+        site.stop("collector")
+        result = _result(directory / "collector" / "log", kernel, made)
+    _print(result)
+    if args.json:
+        print(json.dumps(result["summary"]))
+    return 0 if result["exact"] else 1
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", flush=True)
+
+
+def _workloads(closing: contextlib.ExitStack) -> tuple[list[tuple[Cgroup, list[str]]], list[str]]:
+    try:
+        ours = closing.enter_context(slice_of_our_own("weighbridge-demo"))
+    except OSError as error:
+        why_not = f"making a cgroup needs root and a writable cgroup v2 hierarchy ({error.strerror})"
+        return [], [f"workloads of our own: {why_not}; only what runs anyway is metered"]
+    return [(ours.child(name), command) for name, _, command in WORKLOADS], []
+
+
+def watch(site: Site, seconds: float) -> None:
+    """The live table, once a second."""
+    live = sys.stdout.isatty()
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(1.0, left))
+        top = site.ask("agent", "top", limit=12)
+        tenants = site.ask("collector", "status")["tenants"]
+        lines = [
+            f"{left:5.0f} s left   {top['units']} units   delivered: "
+            + ", ".join(f"{tenant} {t['rows']} rows" for tenant, t in tenants.items()),
+            f"{'CPUS':>7} {'MEMORY MiB':>11}  {'TENANT':14} UNIT",
+        ]
+        for row in top["rows"]:
+            memory = "?" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**20:.1f}"
+            lines.append(f"{row['cpu_cores'] or 0:7.3f} {memory:>11}  {row['tenant'][:14]:14} {row['path']}")
+        if live:
+            sys.stdout.write("\x1b[H\x1b[2J")
+        print("\n".join(lines) if live else lines[0], flush=True)
+
+
+def _batches_made(directory: Path) -> int:
+    """Batches the agent numbered in its one epoch."""
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(directory / "agent" / "spool.db")) as db:
+        return int(db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()[0]) - 1
+
+
+def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[str, Any]:
+    """What the log has against what the kernel said."""
+    tenants: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    delivered: dict[int, int] = defaultdict(int)
+    units: set[tuple[str, int]] = set()
+    batches = host_kernel = host_rows = 0
+    deficit = 0
+    for record in scan(log):
+        if not isinstance(record, Record) or record.kind is not Kind.ACCEPTED:
+            continue
+        batch = pb.UsageBatch.FromString(record.body)
+        batches += 1
+        rows = tenants[batch.tenant]
+        rows[0] += len(batch.cgroup_id)
+        rows[1] += sum(batch.cpu_usage_ns)
+        if batch.HasField("host_totals"):
+            host_kernel += batch.host_totals.cpu_usage_ns
+            deficit = batch.host_totals.cpu_deficit_ns
+        for row, cgroup_id in enumerate(batch.cgroup_id):
+            used = batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
+            delivered[cgroup_id] += used
+            host_rows += used
+            if batch.kind[row] != pb.UNIT_KIND_HOST:
+                units.add((batch.boot_id, cgroup_id))
+    verdict = verify(log)
+    kernel_ns = sum(ns for _, ns in kernel.values())
+    delivered_ns = sum(delivered[cgroup_id] for cgroup_id in kernel)
+    if not kernel:
+        kernel_ns, delivered_ns = host_kernel + deficit, host_rows
+    lost = made - batches + len(verdict.missing)
+    return {
+        "tenants": dict(tenants),
+        "containers": [(name, ns, delivered[cgroup_id]) for cgroup_id, (name, ns) in sorted(kernel.items())],
+        "host": (host_kernel, host_rows, deficit),
+        "exact": verdict.sound and lost == 0 and kernel_ns == delivered_ns and batches > 0,
+        "summary": {
+            "containers": len(units),
+            "tenants": len(tenants),
+            "batches": batches,
+            "rows": verdict.rows,
+            "cpu_usage_ns_kernel": kernel_ns,
+            "cpu_usage_ns_delivered": delivered_ns,
+            "lost": lost,
+            "duplicated": len(verdict.duplicates),
+            "host_cpu_usage_ns_kernel": host_kernel + deficit,
+            "host_cpu_usage_ns_delivered": host_rows,
+        },
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    summary = result["summary"]
+    print(f"\n{'TENANT':24} {'ROWS':>8} {'CPU SECONDS':>14}")
+    for tenant, (rows, ns) in sorted(result["tenants"].items()):
+        print(f"{tenant:24} {rows:8} {ns / 1e9:14.6f}")
+    print(f"\n{'CONTAINER':48} {'KERNEL ns':>16} {'DELIVERED ns':>16} {'DIFFERENCE':>11}")
+    for name, kernel, delivered in result["containers"]:
+        print(f"{name:48} {kernel:16} {delivered:16} {delivered - kernel:11}")
+    kernel, rows, deficit = result["host"]
+    print(f"{'whole host (sum of all rows)':48} {kernel + deficit:16} {rows:16} {rows - kernel - deficit:11}")
+    if deficit:
+        print(
+            f"  of the host's {deficit} ns were counted in units before the root; they are taken off its next rows"
+        )
+    print(
+        f"\n{summary['batches']} batches, {summary['rows']} rows delivered;"
+        f" {summary['lost']} lost, {summary['duplicated']} duplicated"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""A throw-away installation: a CA, a collector and an agent as real processes over real mutual TLS.
+
+Ports are ephemeral, everything lies below one directory, and every process is ended by its pid.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+
+class SiteError(Exception):
+    """A part did not come up; the message has its journal."""
+
+
+class Site:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.collector_file = directory / "collector.yaml"
+        self.agent_file = directory / "agent.yaml"
+        self.collector: subprocess.Popen[bytes] | None = None
+        self.agent: subprocess.Popen[bytes] | None = None
+        self._ports: dict[str, int] = {}
+
+    def prepare(
+        self, agent: Mapping[str, Any] | None = None, collector: Mapping[str, Any] | None = None
+    ) -> None:
+        """Settings and a CA. The mappings are laid over the defaults of a throw-away site."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        base: dict[str, Any] = {
+            "state_dir": str(self.directory / "collector"),
+            "listen": {"ingest": "127.0.0.1:0", "enrolment": "127.0.0.1:0"},
+            "local_port": {"port": 0},
+            "log": {"min_free": "1MiB"},
+        }
+        self.collector_file.write_text(yaml.safe_dump(_over(base, collector or {})))
+        base = {
+            "state_dir": str(self.directory / "agent"),
+            "run_dir": str(self.directory / "run"),
+            "local_port": {"port": 0},
+            "meter": {"interval": "1s", "memory_sample": "500ms"},
+        }
+        self.agent_file.write_text(yaml.safe_dump(_over(base, agent or {})))
+        self.command("collector", "ca", "init", "--domain", "demo.example", "--host", "127.0.0.1")
+
+    def command(self, part: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one command of `agent` or `collector`."""
+        file = self.agent_file if part == "agent" else self.collector_file
+        done = subprocess.run(
+            [sys.executable, "-m", part, "--config", str(file), *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if check and done.returncode != 0:
+            raise SiteError(f"{part} {' '.join(words)}: {done.stderr or done.stdout}")
+        return done
+
+    def start_collector(self, seconds: float = 20.0) -> None:
+        """Start it and wait until it listens. A restart comes up on the ports of the first start."""
+        endpoints = self.directory / "collector" / "endpoints.json"
+        endpoints.unlink(missing_ok=True)
+        self.collector = self._start("collector", self.collector_file)
+        deadline = time.monotonic() + seconds
+        while not endpoints.exists():
+            if self.collector.poll() is not None or time.monotonic() > deadline:
+                raise SiteError(f"the collector did not start:\n{self.journal('collector')}")
+            time.sleep(0.02)
+        fresh = json.loads(endpoints.read_text())
+        if not self._ports:
+            settings = yaml.safe_load(self.collector_file.read_text())
+            settings["listen"] = {
+                "ingest": f"127.0.0.1:{fresh['ingest']}",
+                "enrolment": f"127.0.0.1:{fresh['enrolment']}",
+            }
+            self.collector_file.write_text(yaml.safe_dump(settings))
+        self._ports = fresh
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """ingest, enrolment, local of the running collector."""
+        return self._ports
+
+    def enroll(self, *token_options: str) -> str:
+        """Enrol the agent; returns its id."""
+        token = self.command("collector", "token", "create", *token_options).stdout.strip()
+        return self.command("agent", "enroll", token).stdout.split()[3].rstrip(";")
+
+    def start_agent(self) -> None:
+        self.agent = self._start("agent", self.agent_file)
+
+    def wait_metering(self, seconds: float = 20.0) -> None:
+        """Until the agent has taken its first reading."""
+        deadline = time.monotonic() + seconds
+        while not (self.directory / "run" / "agent.sock").exists() or '"started"' not in self.journal(
+            "agent"
+        ):
+            if self.agent is None or self.agent.poll() is not None or time.monotonic() > deadline:
+                raise SiteError(f"the agent did not start:\n{self.journal('agent')}")
+            time.sleep(0.02)
+
+    def ask(self, part: str, command: str, **more: Any) -> dict[str, Any]:
+        """Ask a running daemon over its control socket."""
+        from wire.daemon.control import ask
+
+        path = self.directory / ("run/agent.sock" if part == "agent" else "collector/collector.sock")
+        return ask(path, {"command": command, **more})
+
+    def stop(self, part: str, how: int = signal.SIGTERM, seconds: float = 40.0) -> int:
+        """End a daemon and wait for it; returns its exit code."""
+        process = self.agent if part == "agent" else self.collector
+        if process is None:
+            return 0
+        if process.poll() is None:
+            process.send_signal(how)
+        code = process.wait(seconds)
+        if part == "agent":
+            self.agent = None
+        else:
+            self.collector = None
+        return code
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for process in (self.agent, self.collector):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+        self.agent = self.collector = None
+
+    def journal(self, part: str) -> str:
+        path = self.directory / f"{part}.journal"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, part: str, file: Path) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{part}.journal").open("ab") as journal:
+            return subprocess.Popen(
+                [sys.executable, "-m", part, "--config", str(file), "run"],
+                stdin=subprocess.DEVNULL,
+                stdout=journal,
+                stderr=journal,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+                start_new_session=True,
+            )
+
+
+def _over(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return out
