@@ -70,6 +70,8 @@ class Catalogue:
 
     def learn(self, units: Iterable[Reading]) -> None:
         """Ask the label sources when somebody new is there or the time is up. Blocks for seconds at most."""
+        if not self.labels.sources:
+            return
         ids = [i for unit in units if (i := identify(unit.path).container_id) is not None]
         if self.labels.due(ids):
             self.labels.refresh()

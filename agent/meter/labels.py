@@ -181,7 +181,7 @@ class LabelCache:
     """Remembers labels by container id, also after the container's end, for its last row."""
 
     def __init__(self, sources: Sequence[LabelSource], refresh_seconds: float) -> None:
-        self._sources = sources
+        self.sources = sources
         self._refresh = refresh_seconds
         self._known: OrderedDict[str, Labels] = OrderedDict()
         self._asked = float("-inf")
@@ -193,8 +193,6 @@ class LabelCache:
 
     def due(self, container_ids: Sequence[str]) -> bool:
         """Whether to ask the sources: someone new, or the time is up."""
-        if not self._sources:
-            return False
         return time.monotonic() - self._asked >= self._refresh or any(
             i not in self._known for i in container_ids
         )
@@ -202,7 +200,7 @@ class LabelCache:
     def refresh(self) -> None:
         """Ask every source. Blocks for at most TIMEOUT_SECONDS each; run it in a thread."""
         self._asked = time.monotonic()
-        for source in self._sources:
+        for source in self.sources:
             try:
                 found = source.list()
             except (OSError, ValueError) as error:

@@ -343,12 +343,11 @@ class _Row:
         carry = list(state.carry)
         for slot, counter in enumerate(_SUBTRACTED):
             bit = COUNTER_BITS[counter]
-            if usage.known >> bit & 1:
-                total = usage.values[bit] + carry[slot]
-                usage.values[bit] = max(0, total)
-                carry[slot] = min(0, total)
+            total = usage.values[bit] + carry[slot]
+            usage.values[bit] = max(0, total)
+            carry[slot] = min(0, total)
         self.next_state.carry = tuple(carry)
-        if usage.known & _IO_KNOWN:
+        if self.devices is not None or state.io_carry:
             devices: dict[str, DeviceCounters] = {}
             io_carry: dict[str, DeviceCounters] = {}
             own = self.devices if self.devices is not None else {k: list(v) for k, v in usage.devices.items()}
@@ -370,13 +369,13 @@ def _raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: i
     known = 0
     flags = 0
     kept: list[int | None] | None = None
-    for index, (old, new) in enumerate(zip(before.counters, reading.counters, strict=False)):
-        if new is None:
+    index = -1
+    for old, new, bit in zip(before.counters, reading.counters, COUNTER_BITS, strict=False):
+        index += 1
+        if new is None or old is None:
             if old is not None:
                 kept = kept or list(reading.counters)
                 kept[index] = old
-            continue
-        if old is None:
             continue
         delta = new - old
         if delta < 0:
@@ -386,7 +385,6 @@ def _raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: i
             else:
                 delta = new
                 flags |= pb.ROW_FLAG_COUNTER_RESET
-        bit = COUNTER_BITS[index]
         values[bit] = delta
         known |= 1 << bit
     io = reading.io
@@ -500,13 +498,17 @@ def _subtract_nested(rows: Mapping[int, _Row]) -> None:
         if row.usage.cgroup_id == ROOT_ID:
             continue
         around = rows.get(row.enclosing_id) or rows[ROOT_ID]
+        base = around.state.reading
         for index, counter in zip(_SUBTRACTED, counters, strict=True):
-            around.usage.values[COUNTER_BITS[index]] -= counter
+            # Also when the outer counter cannot be read this once: its next difference covers this time too.
+            # One that never could be read has nothing to take it off.
+            if counter and index < len(base.counters) and base.counters[index] is not None:
+                around.usage.values[COUNTER_BITS[index]] -= counter
         for slot in (0, 1):
             inner, outer = memory[slot], around.memory[slot]
             if inner is not None and outer is not None:
                 around.memory[slot] = outer - inner
-        if around.usage.known & _IO_KNOWN:
+        if row.usage.devices and base.io is not None:
             if around.devices is None:
                 around.devices = {device: list(v) for device, v in around.usage.devices.items()}
             for device, delta in row.usage.devices.items():

@@ -33,6 +33,8 @@ RETRY_MISSING_EVERY = 30
 _GONE = frozenset((errno.ENODEV, errno.ENOENT))
 _ABSENT = frozenset((errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL))
 
+_CPU_STAT_MICROSECONDS = (b"usage_usec", b"user_usec", b"system_usec", b"throttled_usec")
+
 RoleOf = Callable[[str, bool], Role]
 
 
@@ -106,14 +108,14 @@ class CgroupReader:
         out = []
         for unit in self._units.values():
             files = unit.files
-            if files[_MEMORY] is None and files[_PIDS] is None:
+            has_memory, has_pids = self._there(files[_MEMORY]), self._there(files[_PIDS])
+            if not has_memory and not has_pids:
                 continue
             try:
-                current = parse.number(self._text(files[_MEMORY]))
-                inactive = self._inactive(files)
-                out.append(
-                    MemorySample(unit.cgroup_id, current, inactive, parse.number(self._text(files[_PIDS])))
-                )
+                current = parse.number(self._text(files[_MEMORY])) if has_memory else None
+                inactive = self._inactive(files) if has_memory else None
+                pids = parse.number(self._text(files[_PIDS])) if has_pids else None
+                out.append(MemorySample(unit.cgroup_id, current, inactive, pids))
             except _Gone:
                 continue
         return out
@@ -225,48 +227,67 @@ class CgroupReader:
             cpu_text = text(files[_CPU])
             if cpu_text is None and not os.path.isdir(f"{plan.tree}{unit.path}"):
                 return None
-            throttle = text(files[_THROTTLE])
             if plan.tree_is_v2:
                 stat = parse.keyed(cpu_text)
-                usage, user, system = (
-                    parse.microseconds(stat.get(key)) for key in (b"usage_usec", b"user_usec", b"system_usec")
+                usage, user, system, throttled_ns = (
+                    parse.microseconds(stat.get(key)) for key in _CPU_STAT_MICROSECONDS
                 )
                 periods, throttled = stat.get(b"nr_periods"), stat.get(b"nr_throttled")
-                throttled_ns = parse.microseconds(stat.get(b"throttled_usec"))
             else:
                 usage = parse.number(cpu_text)
                 user, system = parse.number(text(files[_CPU_USER])), parse.number(text(files[_CPU_SYSTEM]))
                 periods = throttled = throttled_ns = None
-            if throttle is not None and periods is None:
-                stat = parse.keyed(throttle)
+            if periods is None and self._there(files[_THROTTLE]):
+                stat = parse.keyed(text(files[_THROTTLE]))
                 periods, throttled = stat.get(b"nr_periods"), stat.get(b"nr_throttled")
                 throttled_ns = stat.get(b"throttled_time")
-            oom = parse.field(text(files[_OOM]), b"oom_kill")
-            pressure = (
-                *parse.pressure(text(files[_PSI_CPU])),
-                *parse.pressure(text(files[_PSI_MEMORY])),
-                *parse.pressure(text(files[_PSI_IO])),
-            )
-            io_text = text(files[_IO])
-            io = parse.io_v2(io_text) if plan.io_v2 else parse.io_v1(io_text, text(files[_IO_OPS]))
-            if io is None and io_text is not None:
-                # The file is there and empty: no device has been used yet. It counts from here.
-                io = {}
+            oom = memory = inactive = peak = limit = None
+            if self._there(files[_MEMORY]):
+                memory = parse.number(text(files[_MEMORY]))
+                inactive = self._inactive(files)
+                peak = parse.number(text(files[_MEMORY_PEAK]))
+                limit = parse.limit(text(files[_MEMORY_LIMIT]))
+                oom = parse.field(text(files[_OOM]), b"oom_kill")
+            io = None
+            if self._there(files[_IO]):
+                io_text = text(files[_IO])
+                io = parse.io_v2(io_text) if plan.io_v2 else parse.io_v1(io_text, text(files[_IO_OPS]))
+                if io is None and io_text is not None:
+                    # The file is there and empty: no device has been used yet. It counts from here.
+                    io = {}
+            pids = pids_peak = None
+            if self._there(files[_PIDS]):
+                pids, pids_peak = parse.number(text(files[_PIDS])), parse.number(text(files[_PIDS_PEAK]))
             return Reading(
                 unit.cgroup_id,
                 unit.path,
                 unit.enclosing_id,
-                (usage, user, system, periods, throttled, throttled_ns, oom, *pressure),
+                (
+                    usage,
+                    user,
+                    system,
+                    periods,
+                    throttled,
+                    throttled_ns,
+                    oom,
+                    *parse.pressure(text(files[_PSI_CPU])),
+                    *parse.pressure(text(files[_PSI_MEMORY])),
+                    *parse.pressure(text(files[_PSI_IO])),
+                ),
                 parse.whole_devices(io),
-                parse.number(text(files[_MEMORY])),
-                self._inactive(files),
-                parse.number(text(files[_MEMORY_PEAK])),
-                parse.limit(text(files[_MEMORY_LIMIT])),
-                parse.number(text(files[_PIDS])),
-                parse.number(text(files[_PIDS_PEAK])),
+                memory,
+                inactive,
+                peak,
+                limit,
+                pids,
+                pids_peak,
             )
         except _Gone:
             return None
+
+    def _there(self, file: _File | None) -> bool:
+        """Whether a controller's first file is worth a look: its others are absent where it is."""
+        return file is not None and file.missing_until <= self._round
 
     def _inactive(self, files: tuple[_File | None, ...]) -> int | None:
         key = b"inactive_file" if self._plan.memory_v2 else b"total_inactive_file"
