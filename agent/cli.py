@@ -93,12 +93,26 @@ def _run(args: argparse.Namespace) -> int:
 
     settings = config.read(args.config)
     journal.configure(settings.journal_level)
+    _stay_small()
 
     async def serve() -> None:
         await Daemon(settings, args.config).run()
 
     asyncio.run(serve())
     return 0
+
+
+def _stay_small() -> None:
+    """One malloc arena instead of one per thread (mallopt(3)), and no cycle collector over what stays anyway."""
+    import ctypes
+    import gc
+
+    m_arena_max = -8
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(m_arena_max, 1)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _check_config(args: argparse.Namespace) -> int:

@@ -323,7 +323,8 @@ class CgroupReader:
             return None
         try:
             if file.fd >= 0:
-                return _whole_file(file.fd)
+                data = os.pread(file.fd, READ_BYTES, 0)
+                return data if len(data) < READ_BYTES else _whole_file(file.fd)
             fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.ENODEV and file.path.startswith(self._tree_prefix):

@@ -19,6 +19,9 @@ _IO_KEYS = (b"rbytes", b"wbytes", b"rios", b"wios")
 # Read at every interval of every cgroup: one pass of a regular expression costs a third of splitting lines.
 _KEYED = re.compile(rb"^(\S+) +([0-9]{1,20})[ \t\r]*$", re.MULTILINE)
 _PRESSURE = re.compile(rb"^(some|full) .*\btotal=([0-9]{1,20})[ \t\r]*$", re.MULTILINE)
+_PRESSURE_AS_PRINTED = re.compile(
+    rb"some [a-z0-9. =]*total=([0-9]{1,19})\nfull [a-z0-9. =]*total=([0-9]{1,19})\n\Z"
+)
 
 PartialDevice = tuple[int | None, int | None, int | None, int | None]
 
@@ -64,6 +67,9 @@ def pressure(text: bytes | None) -> tuple[int | None, int | None]:
     """(some, full) stall nanoseconds of a *.pressure file."""
     if not text:
         return None, None
+    usual = _PRESSURE_AS_PRINTED.match(text)
+    if usual is not None:
+        return int(usual[1]) * 1_000, int(usual[2]) * 1_000
     totals = {
         key: value * 1_000
         for key, digits in reversed(_PRESSURE.findall(text))
