@@ -96,10 +96,10 @@ def measure(count: int, intervals: int) -> dict[str, float]:
             time.sleep(2.5)
             # From the middle of one interval to the middle of another: whole intervals only.
             time.sleep(1.5 - time.time() % 1)
-            cpu_before = _cpu_ns(pid)
+            cpu_before = cpu_ns(pid)
             time.sleep(intervals)
-            cpu = _cpu_ns(pid) - cpu_before
-            rss = _status_kib(pid, "VmRSS") / 1024
+            cpu = cpu_ns(pid) - cpu_before
+            rss = status_kib(pid, "VmRSS") / 1024
             tenants = site.ask("collector", "status")["tenants"]
             delivered = sum(t["rows"] for t in tenants.values())
             assert delivered >= count * intervals, f"only {delivered} rows arrived"
@@ -151,7 +151,7 @@ def _plain_us(groups: list[Cgroup]) -> float:
     return (time.process_time_ns() - begun) / 1_000 / rounds / len(groups)
 
 
-def _cpu_ns(pid: int) -> int:
+def cpu_ns(pid: int) -> int:
     """CPU time of all threads, in nanoseconds (first field of schedstat)."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -159,7 +159,7 @@ def _cpu_ns(pid: int) -> int:
     return total
 
 
-def _status_kib(pid: int, key: str) -> int:
+def status_kib(pid: int, key: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
