@@ -132,16 +132,16 @@ def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[st
         batch = pb.UsageBatch.FromString(record.body)
         batches += 1
         rows = tenants[batch.tenant]
-        rows[0] += len(batch.cgroup_id)
+        rows[0] += len(batch.containers.cgroup_id)
         rows[1] += sum(batch.cpu_usage_ns)
         if batch.HasField("host_totals"):
             host_kernel += batch.host_totals.cpu_usage_ns
             deficit = batch.host_totals.cpu_deficit_ns
-        for row, cgroup_id in enumerate(batch.cgroup_id):
+        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
             used = batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
             delivered[cgroup_id] += used
             host_rows += used
-            if batch.kind[row] != pb.UNIT_KIND_HOST:
+            if batch.containers.kind[row] != pb.UNIT_KIND_HOST:
                 units.add((batch.boot_id, cgroup_id))
     verdict = verify(log)
     kernel_ns = sum(ns for _, ns in kernel.values())

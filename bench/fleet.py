@@ -56,17 +56,19 @@ class Stream:
             producer="bench",
             cpus=64,
             coverage=0xFF,
-            cgroup_id=range(1_000, 1_000 + rows),
-            cgroup_path=[f"/system.slice/docker-{row:064x}.scope" for row in range(rows)],
-            kind=[usage_pb2.UNIT_KIND_CONTAINER] * rows,
-            runtime=["docker"] * rows,
-            container_id=[f"{row:064x}" for row in range(rows)],
-            pod_uid=[""] * rows,
-            name=[f"container-{row}" for row in range(rows)],
+            containers=usage_pb2.ContainerTable(
+                cgroup_id=range(1_000, 1_000 + rows),
+                cgroup_path=[f"/system.slice/docker-{row:064x}.scope" for row in range(rows)],
+                kind=[usage_pb2.UNIT_KIND_CONTAINER] * rows,
+                runtime=["docker"] * rows,
+                container_id=[f"{row:064x}" for row in range(rows)],
+                pod_uid=[""] * rows,
+                name=[f"container-{row}" for row in range(rows)],
+            ),
             row_flags=[0] * rows,
             known=[KNOWN] * rows,
         )
-        for bit, name in enumerate(MEASURES[:16]):
+        for bit, name in enumerate(MEASURES[:13]):
             getattr(batch, name).extend([1_000_003 * (bit + 1) + seq + row for row in range(rows)])
         return batch
 

@@ -18,6 +18,8 @@ from collector.handoff.log import Damage, Kind, Record, repair, scan
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
+TABLE_COLUMNS = ("cgroup_id", "cgroup_path", "kind", "runtime", "container_id", "pod_uid", "name")
+
 LogOf = Callable[[argparse.Namespace], Path]
 
 
@@ -88,7 +90,7 @@ def verify(directory: Path) -> LogVerdict:
             batch = pb.UsageBatch.FromString(record.body)
             previous = batch.previous_digest
             verdict.batches += 1
-            verdict.rows += len(batch.cgroup_id)
+            verdict.rows += len(batch.containers.cgroup_id)
         else:
             verdict.rejected += 1
         stream.digests[record.seq] = (record.digest, previous)
@@ -192,7 +194,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "interval_duration_ns": batch.interval_duration_ns,
         "flags": batch.flags,
         "coverage": batch.coverage,
-        "rows": len(batch.cgroup_id),
+        "rows": len(batch.containers.cgroup_id),
         "cpu_usage_ns": sum(batch.cpu_usage_ns),
         "gaps": [
             {
@@ -206,16 +208,15 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         ],
     }
     if with_rows and record.kind is Kind.ACCEPTED:
-        out["usage"] = [_row(batch, row) for row in range(len(batch.cgroup_id))]
+        out["usage"] = [_row(batch, row) for row in range(len(batch.containers.cgroup_id))]
     return out
 
 
 def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
-    out: dict[str, Any] = {"cgroup_id": batch.cgroup_id[row]}
-    for name in ("cgroup_path", "kind", "runtime", "container_id", "pod_uid", "name", "row_flags"):
-        column = getattr(batch, name)
-        if column:
-            out[name] = column[row]
+    out: dict[str, Any] = {
+        name: column[row] for name in TABLE_COLUMNS if (column := getattr(batch.containers, name))
+    }
+    out["row_flags"] = batch.row_flags[row] if batch.row_flags else 0
     known = batch.known[row]
     for bit, name in enumerate(MEASURES):
         column = getattr(batch, name)

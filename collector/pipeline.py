@@ -25,11 +25,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from collector.decide import admission
 from collector.decide.dedup import Seen, StreamState
-from collector.decide.validate import Bounds, Refusal, check, check_bytes
+from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
 from collector.handoff.log import DurableLog, Kind, frame
 from collector.state.memory import Streams
@@ -45,6 +45,9 @@ from wire.v1 import usage_pb2
 RETRY_SOON_MS = 200
 RETRY_WHEN_REPAIRED_MS = 2_000
 SLOW_COMMIT_SECONDS = 2.0
+
+# Looked up once: the generated enums resolve a name in Python at every access.
+_ACCEPTED, _DUPLICATE, _RETRY = Status.STATUS_ACCEPTED, Status.STATUS_DUPLICATE, Status.STATUS_RETRY
 
 log = Journal("collector.pipeline")
 
@@ -74,7 +77,7 @@ class _Mark(NamedTuple):
 class _Job:
     """One Delivery on its way to the disk."""
 
-    __slots__ = ("agent_id", "answers", "begun", "done", "frames", "marks")
+    __slots__ = ("agent_id", "answers", "begun", "claims_durable", "done", "frames", "marks", "rejected")
 
     def __init__(self, agent_id: AgentId, done: asyncio.Future[list[pb.Answer]]) -> None:
         self.agent_id = agent_id
@@ -83,6 +86,9 @@ class _Job:
         self.answers: list[pb.Answer] = []
         self.frames: list[bytes] = []
         self.marks: list[_Mark] = []
+        self.claims_durable = False
+        """Some answer says that a batch is on disk, so the disk has to be waited for."""
+        self.rejected = 0
 
 
 class Pipeline:
@@ -91,11 +97,11 @@ class Pipeline:
         streams: Streams,
         durable_log: DurableLog,
         judge: admission.Admission,
-        bounds: Bounds,
+        validator: Validator,
         tally: Tally,
         max_queued_bytes: int,
     ) -> None:
-        self.bounds = bounds
+        self.validator = validator
         self.tally = tally
         self.covered = durable_log.end
         """Offset up to which the log's records are marked in the streams."""
@@ -133,7 +139,7 @@ class Pipeline:
                     b"",
                     b"",
                 )
-                self._log.append([record], lambda _end: None)
+                self._log.append([*record], lambda _end: None)
         current = self._stream(agent_id, hello.epoch)
         return Opened(current.watermark, self._streams.latest_epoch(agent_id))
 
@@ -144,10 +150,11 @@ class Pipeline:
         pending = self._pending.setdefault(peer.agent_id, {})
         size = 0
         for item in items:
-            size += len(item.batch)
-            job.answers.append(self._judge(peer, item, pending, job, now_unix_ns))
+            body = item.batch
+            size += len(body)
+            job.answers.append(self._judge(peer, item, body, pending, job, now_unix_ns))
         self.tally.bytes_received += size
-        if all(answer.status == Status.STATUS_RETRY for answer in job.answers):
+        if not job.claims_durable:
             if not pending:
                 del self._pending[peer.agent_id]
             self._finish(job)
@@ -163,11 +170,12 @@ class Pipeline:
         self,
         peer: Peer,
         item: pb.Item,
+        body: bytes,
         pending: dict[tuple[int, int], bytes],
         job: _Job,
         now_unix_ns: int,
     ) -> pb.Answer:
-        epoch, seq, digest, body = item.epoch, item.seq, item.digest, item.batch
+        epoch, seq, digest = item.epoch, item.seq, item.digest
         if self._waiting_bytes > self._max_queued_bytes:
             return self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS)
         if not 0 < seq < MAX_VALUE or not 0 < epoch < MAX_VALUE:
@@ -186,7 +194,9 @@ class Pipeline:
         if (before := pending.get((epoch, seq))) is not None:
             seen = Seen.DUPLICATE if before == digest else Seen.CONFLICT
         if seen is Seen.DUPLICATE:
-            return pb.Answer(epoch=epoch, seq=seq, status=Status.STATUS_DUPLICATE)
+            job.claims_durable = True
+            self.tally.answers["duplicate"] += 1
+            return pb.Answer(epoch=epoch, seq=seq, status=_DUPLICATE)
         if seen is Seen.OUT_OF_WINDOW:
             return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
         if seen is Seen.CONFLICT:
@@ -196,27 +206,22 @@ class Pipeline:
             )
             return self._reject(peer, item, None, pending, job, conflict, now_unix_ns)
 
-        checked = check(body, peer.agent_id, epoch, seq, peer.tenants, self.bounds, now_unix_ns)
-        batch, refusal = checked.batch, checked.refusal
-        if batch is not None:
-            refusal = self._chain(state, pending, epoch, seq, batch.previous_digest)
-        if batch is None or refusal is not None:
-            assert refusal is not None
+        checked = self.validator.check(body, peer.agent_id, epoch, seq, peer.tenants, now_unix_ns)
+        refusal = checked.refusal or self._chain(state, pending, epoch, seq, checked.previous_digest)
+        if refusal is not None:
             return self._reject(peer, item, state, pending, job, refusal, now_unix_ns)
 
         verdict = self._admission.admit(
-            batch.tenant, admission.weight(len(body), checked.rows), time.monotonic_ns()
+            checked.tenant, admission.weight(len(body), checked.rows), time.monotonic_ns()
         )
         assert verdict is admission.Verdict.ADMITTED, "this release has nowhere to park"
-        self._hand_off(Kind.ACCEPTED, peer.agent_id, item, digest, b"", job, now_unix_ns)
+        self._hand_off(Kind.ACCEPTED, peer.agent_id, epoch, seq, digest, b"", body, job, now_unix_ns)
         pending[epoch, seq] = digest
-        job.marks.append(
-            _Mark(state, epoch, seq, digest, batch.tenant, checked.rows, sum(batch.cpu_usage_ns))
-        )
-        for gap in batch.gaps:
+        job.marks.append(_Mark(state, epoch, seq, digest, checked.tenant, checked.rows, checked.cpu_usage_ns))
+        for gap in checked.gaps:
             name = usage_pb2.GapReason.Name(gap.reason) if gap.reason in _GAP_REASONS else "unknown"
             self.tally.gaps[name.removeprefix("GAP_REASON_").lower()] += 1
-        return pb.Answer(epoch=epoch, seq=seq, status=Status.STATUS_ACCEPTED)
+        return pb.Answer(epoch=epoch, seq=seq, status=_ACCEPTED)
 
     def _stream(self, agent_id: AgentId, epoch: int) -> StreamState:
         state = self._streams.get(agent_id, epoch)
@@ -279,7 +284,8 @@ class Pipeline:
         )
         note = f"{reason} {refusal.detail}".encode()
         kind = Kind.REFUSED if state is None else Kind.REJECTED
-        self._hand_off(kind, peer.agent_id, item, actual, note, job, now_unix_ns)
+        self._hand_off(kind, peer.agent_id, item.epoch, item.seq, actual, note, item.batch, job, now_unix_ns)
+        job.rejected += 1
         return pb.Answer(
             epoch=item.epoch,
             seq=item.seq,
@@ -289,13 +295,14 @@ class Pipeline:
         )
 
     def _retry(self, item: pb.Item | pb.Answer, reason: Reason, after_ms: int) -> pb.Answer:
+        self.tally.answers["retry"] += 1
         code = meter_code(reason)
         if code is not None:
             self.tally.refusals[code, Reason.Name(reason).removeprefix("REASON_").lower()] += 1
         return pb.Answer(
             epoch=item.epoch,
             seq=item.seq,
-            status=Status.STATUS_RETRY,
+            status=_RETRY,
             reason=reason,
             retry_after_ms=after_ms,
         )
@@ -304,16 +311,19 @@ class Pipeline:
         self,
         kind: Kind,
         agent_id: AgentId,
-        item: pb.Item,
+        epoch: int,
+        seq: int,
         digest: bytes,
         note: bytes,
+        body: bytes,
         job: _Job,
         now_unix_ns: int,
     ) -> None:
         agent = self._agent_bytes.get(agent_id)
         if agent is None:
             agent = self._agent_bytes[agent_id] = uuid.UUID(agent_id).bytes
-        job.frames.append(frame(kind, now_unix_ns, agent, item.epoch, item.seq, digest, note, item.batch))
+        job.claims_durable = True
+        job.frames.extend(frame(kind, now_unix_ns, agent, epoch, seq, digest, note, body))
 
     def _committed(self, job: _Job, queued: int, end: int | None) -> None:
         self._waiting_bytes -= queued
@@ -324,7 +334,7 @@ class Pipeline:
             self.tally.failed_commits += 1
             job.answers = [
                 self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
-                if answer.status != Status.STATUS_RETRY
+                if answer.status != _RETRY
                 else answer
                 for answer in job.answers
             ]
@@ -335,6 +345,7 @@ class Pipeline:
                 mark.state.mark(mark.seq, mark.digest)
                 if mark.tenant is not None:
                     self.tally.accepted(mark.tenant, mark.rows, mark.cpu_usage_ns)
+            self.tally.answers["rejected"] += job.rejected
         if not pending:
             self._pending.pop(job.agent_id, None)
         self._finish(job)
@@ -346,13 +357,8 @@ class Pipeline:
             log.warning(
                 "commit_slow", code=Meter.HIGH_LATENCY, agent_id=job.agent_id, seconds=round(seconds, 3)
             )
-        for answer in job.answers:
-            self.tally.answers[_STATUS_NAMES[answer.status]] += 1
         if not job.done.done():
             job.done.set_result(job.answers)
 
 
-_STATUS_NAMES: dict[Any, str] = {
-    number: name.removeprefix("STATUS_").lower() for name, number in Status.items()
-}
 _GAP_REASONS = frozenset(usage_pb2.GapReason.values())

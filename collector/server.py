@@ -19,7 +19,7 @@ import grpc.aio
 from collector.config import Settings, read, split_address
 from collector.decide.admission import AdmitAll
 from collector.decide.dedup import StreamState
-from collector.decide.validate import Bounds
+from collector.decide.validate import Bounds, Validator
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
@@ -69,7 +69,12 @@ class Server:
                 load_streams, self._streams, self._checkpoint, settings.log_directory, self._log.end
             )
             self._pipeline = Pipeline(
-                self._streams, self._log, AdmitAll(), _bounds(settings), self._tally, settings.limits.queued
+                self._streams,
+                self._log,
+                AdmitAll(),
+                Validator(_bounds(settings)),
+                self._tally,
+                settings.limits.queued,
             )
             await self._serve(replayed)
             await self._save()
@@ -214,7 +219,7 @@ class Server:
             return
         self._reload_error = ""
         old, self._settings = self._settings, fresh
-        self._pipeline.bounds = _bounds(fresh)
+        self._pipeline.validator.bounds = _bounds(fresh)
         journal.configure(fresh.journal_level)
         restart = [
             name

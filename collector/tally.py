@@ -44,6 +44,7 @@ class Tally:
             if len(self.tenants) >= MAX_TENANTS:
                 tenant = OTHER
             total = self.tenants.setdefault(tenant, TenantTotal())
+        self.answers["accepted"] += 1
         total.batches += 1
         total.rows += rows
         total.cpu_usage_ns += cpu_usage_ns

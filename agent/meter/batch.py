@@ -134,17 +134,18 @@ def _message(
         producer=f"weighbridge-agent/{producer.version}",
         coverage=producer.coverage,
         cpus=producer.cpus,
-        cgroup_id=[usage.cgroup_id for usage in usages],
         row_flags=[usage.flags for usage in usages],
         known=[usage.known for usage in usages],
     )
     described = [producer.describe(usage) for usage in usages]
-    message.cgroup_path.extend([d.path for d in described])
-    message.kind.extend([d.kind for d in described])
-    message.runtime.extend([d.runtime for d in described])
-    message.container_id.extend([d.container_id for d in described])
-    message.pod_uid.extend([d.pod_uid for d in described])
-    message.name.extend([d.name for d in described])
+    table = message.containers
+    table.cgroup_id.extend([usage.cgroup_id for usage in usages])
+    table.cgroup_path.extend([d.path for d in described])
+    table.kind.extend([d.kind for d in described])
+    table.runtime.extend([d.runtime for d in described])
+    table.container_id.extend([d.container_id for d in described])
+    table.pod_uid.extend([d.pod_uid for d in described])
+    table.name.extend([d.name for d in described])
     for bit, column in enumerate(zip(*(usage.values for usage in usages), strict=True)):
         if any(column):
             getattr(message, MEASURES[bit]).extend(column)

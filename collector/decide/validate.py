@@ -7,11 +7,15 @@ not: its hour has not been lived through.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from collector.decide.columns import regular, view_of
 from wire.identity import AgentId, digest
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -25,44 +29,36 @@ from wire.limits import (
     MAX_VALUE,
     SCHEMA_VERSION,
 )
-from wire.measures import FIRST_MEASURE_FIELD, MEASURES
+from wire.measures import MEASURES
 from wire.statuses import Reason
 from wire.v1 import usage_pb2 as pb
 
 _TENANT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_TENANT_BYTES - 1}}}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CONTROL = bytes(range(0x20)) + b"\x7f"
-_NUMBER = {name: field.number for name, field in pb.UsageBatch.DESCRIPTOR.fields_by_name.items()}
-_TABLE = {
-    _NUMBER[n]: n
-    for n in (
-        "cgroup_id",
-        "cgroup_path",
-        "kind",
-        "runtime",
-        "container_id",
-        "pod_uid",
-        "name",
-        "row_flags",
-        "known",
-    )
-}
 _TEXT_BOUND = {
-    _NUMBER["cgroup_path"]: MAX_PATH_BYTES,
-    **{_NUMBER[n]: MAX_NAME_BYTES for n in ("runtime", "container_id", "pod_uid", "name")},
+    "cgroup_path": MAX_PATH_BYTES,
+    **dict.fromkeys(("runtime", "container_id", "pod_uid", "name"), MAX_NAME_BYTES),
 }
-_DEVICE = {
-    _NUMBER[n]: n
-    for n in (
-        "device_row", "device_major", "device_minor", "device_read_bytes", "device_write_bytes",
-        "device_read_ops", "device_write_ops",
-    )
-}  # fmt: skip
-_ALWAYS = tuple(_NUMBER[n] for n in ("cgroup_id", "cgroup_path", "kind", "known"))
-_FIRST, _LAST = FIRST_MEASURE_FIELD, FIRST_MEASURE_FIELD + len(MEASURES) - 1
-_CPU = _NUMBER["cpu_usage_ns"]
-_BYTE_SECONDS = frozenset(_NUMBER[n] for n in ("memory_byte_seconds", "memory_working_set_byte_seconds"))
+_ALWAYS = ("cgroup_id", "cgroup_path", "kind")
+_DEVICE_COLUMNS = tuple(n for n in pb.UsageBatch.DESCRIPTOR.fields_by_name if n.startswith("device_"))
+_BYTE_SECONDS = ("memory_byte_seconds", "memory_working_set_byte_seconds")
 _KINDS = frozenset(pb.UnitKind.values()) - {0}
+_HEADER = attrgetter(
+    "schema_version",
+    "agent_id",
+    "epoch",
+    "seq",
+    "tenant",
+    "interval_start_unix_ns",
+    "interval_end_unix_ns",
+    "interval_duration_ns",
+    "boot_id",
+    "cpus",
+)
+_LARGE = 1 << 56
+MAX_TABLES_BYTES = 32 << 20
+"""Container tables remembered, over all agents."""
 _HOST_MEMORY_BOUND_BYTES = 1 << 50
 """No host has a pebibyte of memory."""
 _CPU_TOLERANCE, _CPU_SLACK_NS = 1.05, 2_000_000_000
@@ -86,11 +82,14 @@ class Bounds:
 
 
 class Checked(NamedTuple):
-    """The decoded batch, or why there is none."""
+    """What the pipeline needs of a good batch, or why it is none."""
 
-    batch: pb.UsageBatch | None
     refusal: Refusal | None
-    rows: int
+    tenant: str = ""
+    rows: int = 0
+    cpu_usage_ns: int = 0
+    previous_digest: bytes = b""
+    gaps: Sequence[pb.Gap] = ()
 
 
 def check_bytes(body: bytes, claimed_digest: bytes) -> Refusal | None:
@@ -102,30 +101,83 @@ def check_bytes(body: bytes, claimed_digest: bytes) -> Refusal | None:
     return None
 
 
-def check(
-    body: bytes,
-    agent_id: AgentId,
-    epoch: int,
-    seq: int,
-    permitted: frozenset[str] | None,
-    bounds: Bounds,
-    now_unix_ns: int,
-) -> Checked:
-    """Decode and judge one batch whose bytes were checked. Never raises, whatever they are."""
-    try:
-        batch = pb.UsageBatch.FromString(body)
-    except (DecodeError, ValueError) as error:
-        return _no(Reason.REASON_MALFORMED, f"no UsageBatch: {error}")
-    refusal = _header(batch, agent_id, epoch, seq, permitted, bounds, now_unix_ns) or _columns(batch)
-    return Checked(batch, None, len(batch.cgroup_id)) if refusal is None else Checked(None, refusal, 0)
+class Validator:
+    """Judges batches whose bytes were checked. Keeps the container tables it has seen last, as bytes."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self._tables: OrderedDict[tuple[AgentId, str], tuple[bytes, int]] = OrderedDict()
+        self._tables_bytes = 0
+
+    def check(
+        self,
+        body: bytes,
+        agent_id: AgentId,
+        epoch: int,
+        seq: int,
+        permitted: frozenset[str] | None,
+        now_unix_ns: int,
+    ) -> Checked:
+        """Decode and judge one batch. Never raises, whatever the bytes are."""
+        batch: Any = view_of(body)
+        whole = batch is None
+        if batch is None:
+            try:
+                batch = pb.UsageBatch.FromString(body)
+            except (DecodeError, ValueError) as error:
+                return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
+        refusal = _header(batch, agent_id, epoch, seq, permitted, self.bounds, now_unix_ns)
+        if refusal is not None:
+            return _no(refusal)
+        if whole:
+            refusal, rows = _table(batch.containers)
+        else:
+            refusal, rows = self._known_table(agent_id, batch.tenant, batch.containers)
+        if refusal is not None:
+            return _no(refusal)
+        if whole or not regular(batch, rows):
+            if not whole:
+                try:
+                    batch = pb.UsageBatch.FromString(body)
+                except (DecodeError, ValueError) as error:
+                    return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
+            refusal = _columns(batch, rows)
+            if refusal is not None:
+                return _no(refusal)
+        cpu_usage_ns = sum(batch.cpu_usage_ns)
+        refusal = _plausible(batch, rows, cpu_usage_ns) or _side_tables(batch, rows)
+        if refusal is not None:
+            return _no(refusal)
+        return Checked(None, batch.tenant, rows, cpu_usage_ns, batch.previous_digest, batch.gaps)
+
+    def _known_table(self, agent_id: AgentId, tenant: str, table: bytes) -> tuple[Refusal | None, int]:
+        """Judge a container table, unless it is byte for byte the one that this tenant's last batch had."""
+        key = (agent_id, tenant)
+        known = self._tables.get(key)
+        if known is not None and known[0] == table:
+            return None, known[1]
+        try:
+            refusal, rows = _table(pb.ContainerTable.FromString(table))
+        except (DecodeError, ValueError) as error:
+            return Refusal(Reason.REASON_MALFORMED, f"containers: {error}"), 0
+        if refusal is None:
+            if known is not None:
+                self._tables_bytes -= len(known[0])
+            self._tables[key] = (table, rows)
+            self._tables.move_to_end(key)
+            self._tables_bytes += len(table)
+            while self._tables_bytes > MAX_TABLES_BYTES:
+                _, (oldest, _) = self._tables.popitem(last=False)
+                self._tables_bytes -= len(oldest)
+        return refusal, rows
 
 
-def _no(reason: Reason, detail: str) -> Checked:
-    return Checked(None, Refusal(reason, detail[:MAX_DETAIL_BYTES]), 0)
+def _no(refusal: Refusal) -> Checked:
+    return Checked(refusal._replace(detail=refusal.detail[:MAX_DETAIL_BYTES]))
 
 
 def _header(
-    batch: pb.UsageBatch,
+    batch: Any,
     agent_id: AgentId,
     epoch: int,
     seq: int,
@@ -133,29 +185,30 @@ def _header(
     bounds: Bounds,
     now: int,
 ) -> Refusal | None:
-    if batch.schema_version != SCHEMA_VERSION:
+    (version, batch_agent, batch_epoch, batch_seq, tenant, start, end, duration, boot_id, cpus) = _HEADER(
+        batch
+    )
+    if version != SCHEMA_VERSION:
         return Refusal(
-            Reason.REASON_UNKNOWN_SCHEMA_VERSION,
-            f"schema_version {batch.schema_version}, known is {SCHEMA_VERSION}",
+            Reason.REASON_UNKNOWN_SCHEMA_VERSION, f"schema_version {version}, known is {SCHEMA_VERSION}"
         )
-    if batch.agent_id != agent_id:
+    if batch_agent != agent_id:
         return Refusal(Reason.REASON_FOREIGN_AGENT, "agent_id is not the one of the certificate")
-    if batch.epoch != epoch or batch.seq != seq:
+    if batch_epoch != epoch or batch_seq != seq:
         return Refusal(
             Reason.REASON_IDENTITY_MISMATCH,
-            f"epoch/seq {batch.epoch}/{batch.seq} inside, {epoch}/{seq} outside",
+            f"epoch/seq {batch_epoch}/{batch_seq} inside, {epoch}/{seq} outside",
         )
-    tenant = batch.tenant
     if not _TENANT.fullmatch(tenant):
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "tenant: not a tenant name")
     if permitted is not None and tenant not in permitted:
         return Refusal(Reason.REASON_TENANT_NOT_PERMITTED, f"tenant {tenant} is not among this agent's")
     if bounds.tenants is not None and tenant not in bounds.tenants:
         return Refusal(
-            Reason.REASON_UNKNOWN_TENANT, f"tenant {tenant} is not in the collector's `tenants.known`"
+            Reason.REASON_UNKNOWN_TENANT,
+            f"tenant {tenant} is not in the collector's `validation.tenants`",
         )
-    start, end = batch.interval_start_unix_ns, batch.interval_end_unix_ns
-    if not 0 < start < end < MAX_VALUE or not 0 < batch.interval_duration_ns < MAX_VALUE:
+    if not 0 < start < end < MAX_VALUE or not 0 < duration < MAX_VALUE:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "interval: start < end and duration > 0 are needed")
     if end > now + bounds.future_ns:
         return Refusal(
@@ -163,105 +216,102 @@ def _header(
         )
     if end < now - bounds.past_ns:
         return Refusal(Reason.REASON_CLOCK_SKEW, f"ended {(now - end) // _NS} s ago; set the host's clock")
-    if not _UUID.fullmatch(batch.boot_id) and batch.boot_id != "unknown":
+    if not _UUID.fullmatch(boot_id) and boot_id != "unknown":
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "boot_id: not a UUID")
-    if not 0 < batch.cpus <= 65_536:
+    if not 0 < cpus <= 65_536:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cpus: between 1 and 65536")
     if len(batch.previous_digest) != (32 if seq > 1 else 0):
         return Refusal(Reason.REASON_CHAIN_BROKEN, "previous_digest: 32 bytes, none for seq 1")
     return None
 
 
-def _columns(batch: pb.UsageBatch) -> Refusal | None:
-    rows = len(batch.cgroup_id)
+def _table(table: pb.ContainerTable) -> tuple[Refusal | None, int]:
+    """Judge who the rows are about; also returns how many there are."""
+    rows = len(table.cgroup_id)
     if rows > MAX_BATCH_ROWS:
-        return Refusal(Reason.REASON_TOO_LARGE, f"{rows} rows, at most {MAX_BATCH_ROWS}")
-    devices = len(batch.device_row)
-    seen = 0
-    known = 0
-    for field, value in batch.ListFields():
-        number = field.number
-        if _FIRST <= number <= _LAST:
-            if len(value) != rows:
+        return Refusal(Reason.REASON_TOO_LARGE, f"{rows} rows, at most {MAX_BATCH_ROWS}"), rows
+    for field, value in table.ListFields():
+        name = field.name
+        if len(value) != rows:
+            return _shape(f"{name}: {len(value)} values for {rows} rows"), rows
+        bound = _TEXT_BOUND.get(name)
+        if bound is not None:
+            joined = "".join(value).encode()
+            if len(joined) > bound and max(len(text.encode()) for text in value) > bound:
+                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound} bytes"), rows
+            if len(joined.translate(None, _CONTROL)) != len(joined):
                 return Refusal(
-                    Reason.REASON_TABLE_SHAPE, f"{field.name}: {len(value)} values for {rows} rows"
-                )
-            top = max(value)
-            if top > MAX_VALUE:
-                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{field.name}: {top} is negative or impossible")
-            if number == _CPU or number in _BYTE_SECONDS:
-                refusal = _plausible(batch, field.name, number, top)
-                if refusal:
-                    return refusal
-            known |= 1 << (number - _FIRST)
-        elif number in _TABLE:
-            seen += number in _ALWAYS
-            refusal = _table(field.name, number, value, rows)
-            if refusal:
-                return refusal
-        elif number in _DEVICE:
-            refusal = _devices(field.name, number, value, rows, devices)
-            if refusal:
-                return refusal
-        elif number > 76:
-            refusal = _side_tables(batch, rows)
-            if refusal:
-                return refusal
-    if rows and seen != len(_ALWAYS):
-        return Refusal(
-            Reason.REASON_TABLE_SHAPE, "cgroup_id, cgroup_path, kind and known need a value per row"
-        )
-    claimed = 0
-    for bits in set(batch.known):
-        claimed |= bits
-    if known & ~claimed or claimed >> len(MEASURES):
-        return Refusal(Reason.REASON_TABLE_SHAPE, "known: a column has values and no row knows it")
+                    Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out"
+                ), rows
+        elif name == "kind" and not _KINDS.issuperset(value):
+            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "kind: a number that is no UnitKind"), rows
+        elif name == "cgroup_id" and max(value) > MAX_VALUE:
+            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cgroup_id: no cgroup has this number"), rows
+    if rows and not all(getattr(table, name) for name in _ALWAYS):
+        return _shape("cgroup_id, cgroup_path and kind need a value per row"), rows
+    return None, rows
+
+
+def _columns(batch: pb.UsageBatch, rows: int) -> Refusal | None:
+    """The slow way, number by number; names what is wrong."""
+    for name in (*MEASURES, "row_flags", "known"):
+        refusal = _numbers(name, getattr(batch, name), rows, "rows")
+        if refusal is not None:
+            return refusal
+    devices = len(batch.device_row)
+    for name in _DEVICE_COLUMNS:
+        refusal = _numbers(name, getattr(batch, name), devices, "devices")
+        if refusal is not None:
+            return refusal
+        if devices and not getattr(batch, name):
+            return _shape(f"{name}: 0 values for {devices} devices")
+    bound = _HOST_MEMORY_BOUND_BYTES * (batch.interval_duration_ns // _NS + 2)
+    for name in _BYTE_SECONDS:
+        top = max(getattr(batch, name), default=0)
+        if top > max(bound, _LARGE):
+            return Refusal(Reason.REASON_IMPLAUSIBLE, f"{name}: {top} in {batch.interval_duration_ns} ns")
     return None
 
 
-def _table(name: str, number: int, value: Any, rows: int) -> Refusal | None:
-    if len(value) != rows:
-        return Refusal(Reason.REASON_TABLE_SHAPE, f"{name}: {len(value)} values for {rows} rows")
-    bound = _TEXT_BOUND.get(number)
-    if bound is not None:
-        joined = "".join(value).encode()
-        if len(joined) > bound and max(len(text.encode()) for text in value) > bound:
-            return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound} bytes")
-        if len(joined.translate(None, _CONTROL)) != len(joined):
-            return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out")
-    elif name == "kind" and not _KINDS.issuperset(value):
-        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "kind: a number that is no UnitKind")
+def _numbers(name: str, value: Sequence[int], count: int, of: str) -> Refusal | None:
+    if value and len(value) != count:
+        return _shape(f"{name}: {len(value)} values for {count} {of}")
+    if value and max(value) > MAX_VALUE:
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: {max(value)} is negative or impossible")
     return None
 
 
-def _plausible(batch: pb.UsageBatch, name: str, number: int, top: int) -> Refusal | None:
-    """A host cannot use more CPU time than it has CPUs, nor more memory than exists."""
-    if number == _CPU:
-        bound = int(batch.cpus * batch.interval_duration_ns * _CPU_TOLERANCE) + _CPU_SLACK_NS
-    else:
-        bound = _HOST_MEMORY_BOUND_BYTES * (batch.interval_duration_ns // _NS + 2)
-    if top > bound:
+def _plausible(batch: Any, rows: int, cpu_usage_ns: int) -> Refusal | None:
+    """A host cannot use more CPU time than it has CPUs."""
+    if batch.cpu_usage_ns and len(batch.cpu_usage_ns) != rows:
+        return _shape(f"cpu_usage_ns: {len(batch.cpu_usage_ns)} values for {rows} rows")
+    if rows and not batch.known:
+        return _shape("known: needs a value per row")
+    bound = int(batch.cpus * batch.interval_duration_ns * _CPU_TOLERANCE) + _CPU_SLACK_NS
+    if cpu_usage_ns > MAX_VALUE:
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"cpu_usage_ns: {cpu_usage_ns} is negative or impossible")
+    if cpu_usage_ns > bound:
         return Refusal(
             Reason.REASON_IMPLAUSIBLE,
-            f"{name}: {top} in {batch.interval_duration_ns} ns on {batch.cpus} CPUs",
+            f"cpu_usage_ns: {cpu_usage_ns} in {batch.interval_duration_ns} ns on {batch.cpus} CPUs",
         )
     return None
 
 
-def _devices(name: str, number: int, value: Any, rows: int, devices: int) -> Refusal | None:
-    if len(value) != devices or devices > MAX_DEVICES_PER_BATCH:
-        return Refusal(Reason.REASON_TABLE_SHAPE, f"{name}: {len(value)} values for {devices} devices")
-    top = max(value)
-    if name == "device_row" and top >= rows:
-        return Refusal(Reason.REASON_TABLE_SHAPE, f"device_row: row {top} of {rows}")
-    if top > MAX_VALUE:
-        return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: {top} is negative or impossible")
-    return None
+def _shape(detail: str) -> Refusal:
+    return Refusal(Reason.REASON_TABLE_SHAPE, detail)
 
 
-def _side_tables(batch: pb.UsageBatch, rows: int) -> Refusal | None:
-    if len(batch.openings) > rows or any(opening.row >= rows for opening in batch.openings):
-        return Refusal(Reason.REASON_TABLE_SHAPE, "openings: more than rows, or of a row that is not there")
+def _side_tables(batch: Any, rows: int) -> Refusal | None:
+    if batch.device_row:
+        if len(batch.device_row) > MAX_DEVICES_PER_BATCH:
+            return Refusal(Reason.REASON_TOO_LARGE, f"device_row: {len(batch.device_row)} devices")
+        if max(batch.device_row) >= rows:
+            return _shape(f"device_row: row {max(batch.device_row)} of {rows}")
+    if batch.openings and (
+        len(batch.openings) > rows or any(opening.row >= rows for opening in batch.openings)
+    ):
+        return _shape("openings: more than rows, or of a row that is not there")
     if len(batch.gaps) > MAX_GAPS_PER_BATCH:
         return Refusal(Reason.REASON_TOO_LARGE, f"gaps: {len(batch.gaps)}, at most {MAX_GAPS_PER_BATCH}")
     for gap in batch.gaps:
