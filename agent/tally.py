@@ -40,11 +40,12 @@ class Tally:
     def committed(self, outcome: Outcome, batches: int, size: int) -> None:
         self.intervals += 1
         self.batches += batches
-        self.rows += len(outcome.usages)
         self.batch_bytes += size
         self.gaps += len(outcome.gaps)
-        for usage in outcome.usages:
-            self._add(usage)
+        for stretch in outcome.stretches:
+            self.rows += len(stretch.usages)
+            for usage in stretch.usages:
+                self._add(usage)
 
     def _add(self, usage: Usage) -> None:
         self.unknown += not usage.known & 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.meter.hostile import visible
 from agent.meter.model import COUNTER_BITS
-from agent.meter.usage import FOLDED_ID, ROOT_ID, Gap, Interval, Outcome, Usage
+from agent.meter.usage import FOLDED_ID, ROOT_ID, Gap, Outcome, Stretch, Usage
 from wire.identity import BatchId
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -75,18 +75,20 @@ def drafts(outcome: Outcome, producer: Producer, extra_flags: int = 0) -> list[D
 
     The host's own row brings the interval's gaps and the host's totals with it.
     """
-    by_tenant: dict[str, list[Usage]] = {}
-    for usage in outcome.usages:
-        by_tenant.setdefault(usage.tenant, []).append(usage)
-    flags = outcome.interval.flags | extra_flags
-    if producer.clock_unsynchronised:
-        flags |= pb.BATCH_FLAG_CLOCK_UNSYNCHRONISED
     out = []
-    for tenant in sorted(by_tenant):
-        for part in _parts(by_tenant[tenant]):
-            message = _message(outcome, outcome.interval, producer, tenant, part)
-            message.flags = flags
-            out.append(Draft(tenant, len(part), outcome.interval.end_unix_ns, _sealer(message)))
+    for stretch in outcome.stretches:
+        by_tenant: dict[str, list[Usage]] = {}
+        for usage in stretch.usages:
+            by_tenant.setdefault(usage.tenant, []).append(usage)
+        flags = stretch.interval.flags | extra_flags
+        if producer.clock_unsynchronised:
+            flags |= pb.BATCH_FLAG_CLOCK_UNSYNCHRONISED
+        gaps = outcome.gaps if stretch is outcome.stretches[-1] else []
+        for tenant in sorted(by_tenant):
+            for part in _parts(by_tenant[tenant]):
+                message = _message(stretch, gaps, producer, tenant, part)
+                message.flags = flags
+                out.append(Draft(tenant, len(part), stretch.interval.end_unix_ns, _sealer(message)))
     return out
 
 
@@ -121,15 +123,16 @@ def _parts(usages: Sequence[Usage]) -> Iterator[Sequence[Usage]]:
 
 
 def _message(
-    outcome: Outcome, interval: Interval, producer: Producer, tenant: str, usages: Sequence[Usage]
+    stretch: Stretch, gaps: Sequence[Gap], producer: Producer, tenant: str, usages: Sequence[Usage]
 ) -> pb.UsageBatch:
+    interval = stretch.interval
     message = pb.UsageBatch(
         schema_version=SCHEMA_VERSION,
         tenant=tenant,
         interval_start_unix_ns=interval.start_unix_ns,
         interval_end_unix_ns=interval.end_unix_ns,
         interval_duration_ns=interval.duration_ns,
-        boot_id=outcome.boot_id,
+        boot_id=stretch.boot_id,
         host=visible(producer.host, MAX_NAME_BYTES),
         producer=f"weighbridge-agent/{producer.version}",
         coverage=producer.coverage,
@@ -155,11 +158,11 @@ def _message(
         if usage.opens:
             _add_opening(message.openings.add(row=row), usage)
         if usage.cgroup_id == ROOT_ID:
-            message.host_totals.cpu_usage_ns = outcome.host_cpu_usage_ns
-            message.host_totals.cpu_deficit_ns = outcome.cpu_deficit_ns
+            message.host_totals.cpu_usage_ns = stretch.host_cpu_usage_ns
+            message.host_totals.cpu_deficit_ns = stretch.cpu_deficit_ns
             message.host_totals.cpu_source = producer.cpu_source
-            assert len(outcome.gaps) <= MAX_GAPS_PER_BATCH
-            for gap in outcome.gaps:
+            assert len(gaps) <= MAX_GAPS_PER_BATCH
+            for gap in gaps:
                 _add_gap(message, gap)
     return message
 

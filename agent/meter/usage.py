@@ -91,12 +91,14 @@ class Interval(msgspec.Struct, frozen=True, array_like=True):
     flags: int
 
 
-class Held(msgspec.Struct, array_like=True):
-    """Rows that could not be committed, waiting to be merged into the next interval's."""
+class Stretch(msgspec.Struct, array_like=True):
+    """Rows of one interval of one boot."""
 
+    boot_id: str
     interval: Interval
     usages: list[Usage]
     host_cpu_usage_ns: int
+    cpu_deficit_ns: int
 
 
 class UnitState(msgspec.Struct, array_like=True):
@@ -128,7 +130,8 @@ class Baseline(msgspec.Struct):
     """Signature of the plan the counters were read by."""
     root: UnitState
     units: dict[int, UnitState]
-    held: Held | None = None
+    held: list[Stretch] = []
+    """Rows that could not be committed. The last is merged with the next interval unless the host rebooted."""
     gaps: list[Gap] = []
 
 
@@ -144,13 +147,19 @@ class Cadence:
 class Outcome:
     """Rows of one interval, and the baseline that must become durable together with them."""
 
-    interval: Interval
-    usages: list[Usage]
+    stretches: list[Stretch]
+    """In time's order. The last ends with the snapshot; others are of earlier boots and could not be committed."""
     gaps: list[Gap]
-    host_cpu_usage_ns: int
-    cpu_deficit_ns: int
     baseline: Baseline
-    boot_id: str
+
+    @property
+    def interval(self) -> Interval:
+        return self.stretches[-1].interval
+
+    @property
+    def usages(self) -> list[Usage]:
+        """Rows of the last stretch."""
+        return self.stretches[-1].usages
 
 
 TenantOf = Callable[[Reading], str]
@@ -174,7 +183,7 @@ def reopen(baseline: Baseline, gaps: list[Gap]) -> Baseline:
     """The baseline for a new epoch whose past is known: every unit writes an opening again."""
     for state in (baseline.root, *baseline.units.values()):
         state.opened = False
-    for usage in baseline.held.usages if baseline.held else ():
+    for usage in (usage for stretch in baseline.held for usage in stretch.usages):
         usage.opens = usage.cgroup_id != FOLDED_ID
     baseline.gaps = [*baseline.gaps, *gaps]
     return baseline
@@ -185,12 +194,11 @@ def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: Tena
     the old one. Carries and memory remainders stay; each unit opens anew, at the new source's counters.
     """
     fresh = begin(snapshot, sources, tenant_of, [])
-    for old, new in [
-        (baseline.root, fresh.root),
-        *((baseline.units[i], s) for i, s in fresh.units.items() if i in baseline.units),
-    ]:
-        new.carry, new.io_carry, new.memory_carry_byte_ns = old.carry, old.io_carry, old.memory_carry_byte_ns
-        new.memory = old.memory
+    for old in (baseline.root, *baseline.units.values()):
+        new = fresh.root if old is baseline.root else fresh.units.get(old.reading.cgroup_id)
+        _hand_over(old, new or fresh.root)
+        if new is not None:
+            new.memory, new.memory_carry_byte_ns = old.memory, old.memory_carry_byte_ns
     return msgspec.structs.replace(baseline, sources=sources, root=fresh.root, units=fresh.units)
 
 
@@ -259,16 +267,17 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
         root=root,
         units=states,
     )
-    outcome = Outcome(
+    stretch = Stretch(
+        boot_id=snapshot.boot_id,
         interval=interval,
         usages=usages,
-        gaps=_few(previous.gaps),
         host_cpu_usage_ns=rows[ROOT_ID].host_cpu_ns,
         cpu_deficit_ns=-sum(s.carry[0] for s in (root, *states.values())),
-        baseline=baseline,
-        boot_id=snapshot.boot_id,
     )
-    return outcome if previous.held is None else _merge(previous.held, outcome, cadence)
+    stretches = [*previous.held, stretch]
+    if previous.held and previous.held[-1].boot_id == snapshot.boot_id:
+        stretches[-2:] = [_merge(previous.held[-1], stretch, cadence)]
+    return Outcome(stretches, _few(previous.gaps), baseline)
 
 
 def hold(outcome: Outcome, fold_ended: bool) -> Baseline:
@@ -300,7 +309,7 @@ def hold(outcome: Outcome, fold_ended: bool) -> Baseline:
                     lump.devices = {}
         usages = [*living, *folded.values()]
     baseline = outcome.baseline
-    baseline.held = Held(outcome.interval, usages, outcome.host_cpu_usage_ns)
+    baseline.held = [*outcome.stretches[:-1], msgspec.structs.replace(outcome.stretches[-1], usages=usages)]
     baseline.gaps = outcome.gaps
     return baseline
 
@@ -497,24 +506,58 @@ def _subtract_nested(rows: Mapping[int, _Row]) -> None:
     for row, counters, memory in raw:
         if row.usage.cgroup_id == ROOT_ID:
             continue
-        around = rows.get(row.enclosing_id) or rows[ROOT_ID]
-        base = around.state.reading
         for index, counter in zip(_SUBTRACTED, counters, strict=True):
-            # Also when the outer counter cannot be read this once: its next difference covers this time too.
-            # One that never could be read has nothing to take it off.
-            if counter and index < len(base.counters) and base.counters[index] is not None:
-                around.usage.values[COUNTER_BITS[index]] -= counter
+            if counter:
+                # Also from an outer counter that could not be read this once: its next difference covers this
+                # time too, and until then it carries a deficit.
+                around = _around(rows, row, _COUNTS[index])
+                if around is not None:
+                    around.usage.values[COUNTER_BITS[index]] -= counter
         for slot in (0, 1):
-            inner, outer = memory[slot], around.memory[slot]
-            if inner is not None and outer is not None:
-                around.memory[slot] = outer - inner
-        if row.usage.devices and base.io is not None:
+            inner = memory[slot]
+            if inner:
+                around = _around(rows, row, _INTEGRATES[slot])
+                if around is not None:
+                    around.memory[slot] = (around.memory[slot] or 0) - inner
+        if row.usage.devices:
+            around = _around(rows, row, _counts_io)
+            if around is None:
+                continue
             if around.devices is None:
                 around.devices = {device: list(v) for device, v in around.usage.devices.items()}
             for device, delta in row.usage.devices.items():
                 own = around.devices.setdefault(device, [0, 0, 0, 0])
                 for k in range(4):
                     own[k] -= delta[k]
+
+
+def _counts(index: int) -> Callable[[_Row], bool]:
+    def can_tell(row: _Row) -> bool:
+        counters = row.state.reading.counters
+        return index < len(counters) and counters[index] is not None
+
+    return can_tell
+
+
+def _integrates(slot: int) -> Callable[[_Row], bool]:
+    return lambda row: row.memory[slot] is not None
+
+
+def _counts_io(row: _Row) -> bool:
+    return row.state.reading.io is not None
+
+
+_COUNTS = {index: _counts(index) for index in _SUBTRACTED}
+_INTEGRATES = {slot: _integrates(slot) for slot in (0, 1)}
+
+
+def _around(rows: Mapping[int, _Row], row: _Row, can_tell: Callable[[_Row], bool]) -> _Row | None:
+    """The nearest enclosing unit that can tell the quantity at all, so that it includes the inner one's."""
+    while row.usage.cgroup_id != ROOT_ID:
+        row = rows.get(row.enclosing_id) or rows[ROOT_ID]
+        if can_tell(row):
+            return row
+    return None
 
 
 def _hand_up_carries(rows: Mapping[int, _Row], living: Mapping[int, UnitState]) -> None:
@@ -527,22 +570,20 @@ def _hand_up_carries(rows: Mapping[int, _Row], living: Mapping[int, UnitState]) 
         while heir_id not in living:
             heir_id = rows[heir_id].enclosing_id if heir_id in rows else ROOT_ID
         heir = living[heir_id]
-        heir.carry = tuple(a + b for a, b in zip(heir.carry, ended.carry, strict=True))
-        if ended.io_carry:
-            heir.io_carry = {
-                device: _four(
-                    [
-                        a + b
-                        for a, b in zip(
-                            heir.io_carry.get(device, _NO_IO), ended.io_carry.get(device, _NO_IO), strict=True
-                        )
-                    ]
-                )
-                for device in heir.io_carry.keys() | ended.io_carry.keys()
-            }
+        _hand_over(ended, heir)
         if heir.memory.current_bytes is not None:
             a, b = heir.memory_carry_byte_ns, ended.memory_carry_byte_ns
             heir.memory_carry_byte_ns = (a[0] + b[0], a[1] + b[1], a[2])
+
+
+def _hand_over(ended: UnitState, heir: UnitState) -> None:
+    """Add the deficits of one unit to those of another."""
+    heir.carry = tuple(a + b for a, b in zip(heir.carry, ended.carry, strict=True))
+    if ended.io_carry:
+        heir.io_carry = dict(heir.io_carry)
+        for device, owed in ended.io_carry.items():
+            old = heir.io_carry.get(device, _NO_IO)
+            heir.io_carry[device] = _four([a + b for a, b in zip(old, owed, strict=True)])
 
 
 def _interval(previous: Baseline, snapshot: Snapshot, cadence: Cadence) -> Interval:
@@ -584,14 +625,17 @@ def _after_reboot(previous: Baseline, snapshot: Snapshot) -> Baseline:
         len(previous.units),
         f"boot {snapshot.boot_id} follows {previous.boot_id}",
     )
-    root = snapshot.root
+    root = _born(snapshot.root, previous.root.tenant, 0)
+    for state in (previous.root, *previous.units.values()):
+        # What was billed ahead of the host's counter is still owed, and the host's own row pays it.
+        _hand_over(state, root)
     return Baseline(
         boot_id=snapshot.boot_id,
         boottime_ns=0,
         wall_unix_ns=snapshot.wall_unix_ns - snapshot.boottime_ns,
         end_unix_ns=booted,
         sources=previous.sources,
-        root=_born(root, previous.root.tenant, 0),
+        root=root,
         units={},
         held=previous.held,
         gaps=[*previous.gaps, lost],
@@ -632,28 +676,26 @@ def _born(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
     return _first_state(zero, tenant, boottime_ns)
 
 
-def _merge(held: Held, outcome: Outcome, cadence: Cadence) -> Outcome:
-    """One interval out of the held one and the one after it; rows of the same unit and tenant are added."""
-    first, second = held.interval, outcome.interval
+def _merge(earlier: Stretch, later: Stretch, cadence: Cadence) -> Stretch:
+    """One interval out of two that follow one another; rows of the same unit and tenant are added."""
+    first, second = earlier.interval, later.interval
     duration = first.duration_ns + second.duration_ns
     long = pb.BATCH_FLAG_LONG_INTERVAL if duration > cadence.interval_ns * 3 // 2 else 0
-    merged = {(u.cgroup_id, u.tenant): u for u in held.usages}
-    for usage in outcome.usages:
-        earlier = merged.get((usage.cgroup_id, usage.tenant))
-        if earlier is None:
+    merged = {(u.cgroup_id, u.tenant): u for u in earlier.usages}
+    for usage in later.usages:
+        known = merged.get((usage.cgroup_id, usage.tenant))
+        if known is None:
             merged[usage.cgroup_id, usage.tenant] = usage
         else:
-            _add(earlier, usage)
-    return Outcome(
+            _add(known, usage)
+    return Stretch(
+        boot_id=later.boot_id,
         interval=Interval(
             first.start_unix_ns, second.end_unix_ns, duration, first.flags | second.flags | long
         ),
         usages=list(merged.values()),
-        gaps=outcome.gaps,
-        host_cpu_usage_ns=held.host_cpu_usage_ns + outcome.host_cpu_usage_ns,
-        cpu_deficit_ns=outcome.cpu_deficit_ns,
-        baseline=outcome.baseline,
-        boot_id=outcome.boot_id,
+        host_cpu_usage_ns=earlier.host_cpu_usage_ns + later.host_cpu_usage_ns,
+        cpu_deficit_ns=later.cpu_deficit_ns,
     )
 
 

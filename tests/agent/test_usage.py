@@ -1,0 +1,419 @@
+"""Readings -> usage: conservation to the nanosecond, whatever the readings are."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.meter import usage
+from agent.meter.model import Reading, Snapshot
+from agent.meter.usage import Baseline, Gap, Outcome, Usage
+from tests.agent.readings import (
+    CADENCE,
+    SECOND,
+    WALL,
+    everybody,
+    reading,
+    root,
+    snapshot,
+)
+from wire.measures import BIT
+from wire.v1 import usage_pb2 as pb
+
+CPU = BIT["cpu_usage_ns"]
+MEMORY = BIT["memory_byte_seconds"]
+READ = BIT["io_read_bytes"]
+
+
+def begin(*units: Reading, host: Reading | None = None, at: float = 100.0) -> Baseline:
+    return usage.begin(snapshot(at, host or root(0), *units), "test", everybody, [])
+
+
+def step(baseline: Baseline, taken: Snapshot) -> Outcome:
+    return usage.step(baseline, taken, everybody, CADENCE)
+
+
+def row(outcome: Outcome, cgroup_id: int) -> Usage:
+    (found,) = [u for u in outcome.usages if u.cgroup_id == cgroup_id]
+    return found
+
+
+def cpu(outcome: Outcome, cgroup_id: int) -> int:
+    return row(outcome, cgroup_id).values[CPU]
+
+
+def deficit(outcome: Outcome) -> int:
+    return outcome.stretches[-1].cpu_deficit_ns
+
+
+def persisted(baseline: Baseline) -> Baseline:
+    """As it comes back from the spool."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(baseline), type=Baseline)
+
+
+def test_a_unit_is_billed_what_its_counter_rose_by() -> None:
+    outcome = step(begin(reading(7, 500)), snapshot(110, root(2_000), reading(7, 1_500)))
+    assert cpu(outcome, 7) == 1_000
+    assert cpu(outcome, 1) == 1_000
+    assert outcome.stretches[-1].host_cpu_usage_ns == 2_000
+
+
+def test_a_unit_born_within_the_interval_is_counted_from_zero() -> None:
+    outcome = step(begin(), snapshot(110, root(900), reading(7, 900)))
+    assert cpu(outcome, 7) == 900
+    assert row(outcome, 7).flags & pb.ROW_FLAG_PARTIAL
+    assert row(outcome, 7).opens
+    assert row(outcome, 7).counters_before[0] == 0
+
+
+def test_a_recreated_cgroup_under_the_same_path_is_another_unit() -> None:
+    before = begin(reading(7, 5_000, path="/a"), host=root(5_000))
+    outcome = step(before, snapshot(110, root(5_300), reading(8, 300, path="/a")))
+    assert cpu(outcome, 8) == 300
+    assert cpu(outcome, 7) == 0
+    assert row(outcome, 7).flags & pb.ROW_FLAG_FINAL
+
+
+def test_what_nested_units_used_is_taken_off_the_unit_around_them() -> None:
+    before = begin(reading(7, 0), reading(8, 0, around=7), reading(9, 0, around=8))
+    taken = snapshot(110, root(100), reading(7, 90), reading(8, 60, around=7), reading(9, 25, around=8))
+    outcome = step(before, taken)
+    assert [cpu(outcome, i) for i in (1, 7, 8, 9)] == [10, 30, 35, 25]
+
+
+def test_an_inner_unit_counted_ahead_of_the_outer_one_leaves_a_deficit_and_no_negative_row() -> None:
+    outcome = step(begin(reading(7, 0)), snapshot(110, root(80), reading(7, 100)))
+    assert [cpu(outcome, i) for i in (1, 7)] == [0, 100]
+    assert deficit(outcome) == 20
+    later = step(outcome.baseline, snapshot(120, root(200), reading(7, 100)))
+    assert cpu(later, 1) == 100
+    assert deficit(later) == 0
+
+
+def test_the_deficit_of_a_unit_that_ends_goes_to_the_unit_around_it() -> None:
+    before = begin(reading(7, 0), reading(8, 0, around=7))
+    ahead = step(before, snapshot(110, root(50), reading(7, 50), reading(8, 70, around=7)))
+    assert deficit(ahead) == 20
+    ended = step(ahead.baseline, snapshot(120, root(90)))
+    later = step(ended.baseline, snapshot(130, root(130)))
+    assert deficit(later) == 0
+    assert sum(u.values[CPU] for o in (ahead, ended, later) for u in o.usages) == 130
+
+
+def test_a_counter_that_falls_was_reset_and_counts_from_zero() -> None:
+    outcome = step(begin(reading(7, 900)), snapshot(110, root(1_000), reading(7, 30)))
+    assert cpu(outcome, 7) == 30
+    assert row(outcome, 7).flags & pb.ROW_FLAG_COUNTER_RESET
+
+
+def test_scaled_user_time_may_step_back_and_catch_up_without_being_counted_twice() -> None:
+    def user(value: int) -> Reading:
+        return reading(7, 1_000, counters={"cpu_user_ns": value})
+
+    first = step(begin(user(500)), snapshot(110, root(0), user(490)))
+    second = step(first.baseline, snapshot(120, root(0), user(505)))
+    bit = BIT["cpu_user_ns"]
+    assert [row(o, 7).values[bit] for o in (first, second)] == [0, 5]
+    assert not row(first, 7).flags & pb.ROW_FLAG_COUNTER_RESET
+
+
+def test_a_counter_unreadable_once_is_unknown_then_and_whole_later() -> None:
+    first = step(begin(reading(7, 100)), snapshot(110, root(1_000), reading(7, None)))
+    assert not row(first, 7).known >> CPU & 1
+    second = step(first.baseline, snapshot(120, root(2_000), reading(7, 450)))
+    assert cpu(second, 7) == 350
+    assert sum(u.values[CPU] for o in (first, second) for u in o.usages) == 2_000
+
+
+def test_an_outer_counter_unreadable_once_does_not_bill_the_inner_unit_twice() -> None:
+    before = begin(reading(7, 0), reading(8, 0, around=7))
+    first = step(before, snapshot(110, root(100), reading(7, None), reading(8, 40, around=7)))
+    second = step(first.baseline, snapshot(120, root(200), reading(7, 90), reading(8, 70, around=7)))
+    assert cpu(first, 7) == 0
+    assert cpu(first, 8) + cpu(second, 8) == 70
+    assert cpu(second, 7) == 20
+    assert sum(u.values[CPU] for o in (first, second) for u in o.usages) == 200 + deficit(second)
+
+
+def test_unknown_is_never_zero() -> None:
+    outcome = step(begin(reading(7, 0)), snapshot(110, root(10), reading(7, 10)))
+    known = row(outcome, 7).known
+    for name in (
+        "memory_byte_seconds",
+        "io_read_bytes",
+        "pids_peak",
+        "psi_io_some_ns",
+        "net_rx_external_bytes",
+    ):
+        assert not known >> BIT[name] & 1, name
+
+
+def test_a_unit_not_seen_in_an_incomplete_reading_goes_on_where_it_was() -> None:
+    hidden = step(begin(reading(7, 100)), snapshot(110, root(50), complete=False))
+    assert [u.cgroup_id for u in hidden.usages] == [1]
+    back = step(hidden.baseline, snapshot(120, root(500), reading(7, 400)))
+    assert cpu(back, 7) == 300
+    assert not row(back, 7).flags & pb.ROW_FLAG_PARTIAL
+
+
+def test_io_is_counted_per_device_and_taken_off_the_unit_around() -> None:
+    before = begin(
+        reading(7, 0, io={"8:0": (100, 0, 1, 0)}),
+        reading(8, 0, around=7, io={}),
+        host=root(0, io={"8:0": (100, 0, 1, 0)}),
+    )
+    taken = snapshot(
+        110,
+        root(0, io={"8:0": (1_100, 50, 11, 5)}),
+        reading(7, 0, io={"8:0": (900, 50, 9, 5)}),
+        reading(8, 0, around=7, io={"8:0": (600, 0, 6, 0)}),
+    )
+    outcome = step(before, taken)
+    assert [row(outcome, i).values[READ] for i in (1, 7, 8)] == [200, 200, 600]
+    assert row(outcome, 8).devices == {"8:0": (600, 0, 6, 0)}
+
+
+def test_a_device_that_disappears_and_returns_is_not_counted_twice() -> None:
+    first = step(
+        begin(reading(7, 0, io={"8:0": (100, 0, 1, 0)})), snapshot(110, root(0), reading(7, 0, io={}))
+    )
+    second = step(first.baseline, snapshot(120, root(0), reading(7, 0, io={"8:0": (150, 0, 2, 0)})))
+    assert row(second, 7).values[READ] == 50
+
+
+def test_the_interval_ends_at_the_boundary_it_was_meant_for() -> None:
+    outcome = step(begin(at=100), snapshot(110.3, root(0)))
+    assert outcome.interval.end_unix_ns == WALL + 110 * SECOND
+    assert outcome.interval.duration_ns == round(10.3 * SECOND)
+
+
+def test_a_tenant_that_changes_pays_from_the_cut_on() -> None:
+    owner = {"name": "acme"}
+
+    def tenant_of(r: Reading) -> str:
+        return owner["name"] if r.cgroup_id != 1 else "host"
+
+    before = usage.begin(snapshot(100, root(0), reading(7, 0)), "test", tenant_of, [])
+    owner["name"] = "globex"
+    first = usage.step(before, snapshot(110, root(10), reading(7, 10)), tenant_of, CADENCE)
+    second = usage.step(first.baseline, snapshot(120, root(30), reading(7, 30)), tenant_of, CADENCE)
+    assert (row(first, 7).tenant, cpu(first, 7)) == ("acme", 10)
+    assert (row(second, 7).tenant, cpu(second, 7)) == ("globex", 20)
+
+
+def test_memory_is_the_integral_of_its_samples_with_the_error_bound_beside_it() -> None:
+    before = begin(reading(7, 0, memory_current_bytes=100, memory_inactive_file_bytes=40))
+    usage.observe(before, 105 * SECOND, {7: (300, 100, 4)}, CADENCE)
+    taken = snapshot(110, root(0), reading(7, 0, memory_current_bytes=300, memory_inactive_file_bytes=100))
+    unit = row(step(before, taken), 7)
+    assert unit.values[MEMORY] == (100 + 300) * 5 // 2 + 300 * 5
+    assert unit.values[BIT["memory_working_set_byte_seconds"]] == (60 + 200) * 5 // 2 + 200 * 5
+    assert unit.values[BIT["memory_error_byte_seconds"]] == 200 * 5 // 2
+    assert unit.values[BIT["memory_peak_bytes"]] == 300
+    assert unit.values[BIT["pids_peak"]] == 4
+    assert unit.flags & pb.ROW_FLAG_MEMORY_ESTIMATED
+
+
+def test_more_than_sixty_four_gaps_become_one_that_spans_the_rest() -> None:
+    gaps = [Gap(n, n + 1, int(pb.GAP_REASON_SPOOL_LOST), 2, str(n)) for n in range(100)]
+    before = usage.begin(snapshot(100, root(0)), "test", everybody, gaps)
+    found = step(before, snapshot(110, root(0))).gaps
+    assert len(found) == usage.MAX_GAPS
+    assert (found[-1].start_unix_ns, found[-1].end_unix_ns, found[-1].count) == (63, 100, 74)
+
+
+# Conservation, whatever happens.
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[dict[str, object]]:
+    """Moments in the life of a host: who lives where, what each used, what the clock and the boot did."""
+    moments = []
+    for _ in range(draw(st.integers(1, 6))):
+        units = draw(st.lists(st.integers(2, 7), unique=True, max_size=5))
+        moments.append(
+            {
+                "units": units,
+                "used": {u: draw(st.integers(0, 10**12)) for u in (1, *units)},
+                "readable": {u: draw(st.integers(0, 9)) > 0 for u in units},
+                "ahead": {u: draw(st.integers(0, 10**6)) for u in units},
+                "reboot": draw(st.integers(0, 9)) == 0,
+                "clock": draw(st.sampled_from((0, 0, 0, -3_600, 7, 86_400))),
+                "failed_commit": draw(st.integers(0, 3)) == 0,
+                "fold": draw(st.booleans()),
+                "complete": draw(st.integers(0, 9)) > 0,
+                "tenant": draw(st.sampled_from(("acme", "globex"))),
+            }
+        )
+    return moments
+
+
+PARENT = {2: 1, 3: 2, 4: 3, 5: 1, 6: 5, 7: 1}
+
+
+class _Host:
+    """A kernel in miniature: own CPU per unit, hierarchical counters, read one after the other."""
+
+    def __init__(self) -> None:
+        self.own: dict[int, int] = {}
+        self.ids: dict[int, int] = {}
+        self.next_id = 100
+        self.root_own = 0
+        self.total_before_boots = 0
+        self.boot = 0
+        self.at = 100.0
+        self.offset = 0
+        self.dead = 0
+
+    def alive(self, wanted: list[int]) -> list[int]:
+        return sorted(u for u in wanted if PARENT[u] == 1 or (PARENT[u] in wanted and self._chain(u, wanted)))
+
+    @staticmethod
+    def _chain(unit: int, wanted: list[int]) -> bool:
+        while unit != 1:
+            if unit not in wanted:
+                return False
+            unit = PARENT[unit]
+        return True
+
+    def subtree(self, unit: int) -> int:
+        return self.own[unit] + sum(self.subtree(u) for u in self.own if PARENT[u] == unit)
+
+    def root_counter(self) -> int:
+        return self.root_own + self.dead + sum(self.own.values())
+
+
+@given(histories())
+@settings(max_examples=300)
+def test_every_nanosecond_is_billed_exactly_once(history: list[dict[str, object]]) -> None:
+    host = _Host()
+    tenant = {"now": "acme"}
+
+    def tenant_of(r: Reading) -> str:
+        return tenant["now"] if r.cgroup_id != 1 else "host"
+
+    baseline = usage.begin(snapshot(host.at, root(0)), "test", tenant_of, [])
+    billed = 0
+    counted = 0
+    last_end = baseline.end_unix_ns
+    for moment in history:
+        if moment["reboot"]:
+            host.boot += 1
+            host.own.clear()
+            host.ids.clear()
+            host.root_own = host.dead = 0
+            host.at = 3.0
+            counted_before_boot = counted
+            root_before = 0
+        else:
+            counted_before_boot = counted
+            root_before = baseline.root.reading.counters[0] or 0
+        alive = host.alive(moment["units"])  # type: ignore[arg-type]
+        for unit in list(host.own):
+            if unit not in alive:
+                host.dead += host.own.pop(unit)
+                host.ids.pop(unit)
+        for unit in alive:
+            if unit not in host.own:
+                host.own[unit] = 0
+                host.ids[unit] = host.next_id
+                host.next_id += 1
+        used: dict[int, int] = moment["used"]  # type: ignore[assignment]
+        host.root_own += used[1]
+        for unit in alive:
+            host.own[unit] += used[unit]
+        host.at += 10
+        host.offset += int(moment["clock"])  # type: ignore[call-overload]
+        tenant["now"] = str(moment["tenant"])
+        readable: dict[int, bool] = moment["readable"]  # type: ignore[assignment]
+        ahead: dict[int, int] = moment["ahead"]  # type: ignore[assignment]
+        units = [
+            reading(
+                host.ids[u],
+                # Units are read before the root: what runs meanwhile shows in the outer counter only.
+                max(0, host.subtree(u) - ahead[u]) if readable[u] and not moment["reboot"] else None,
+                around=host.ids.get(PARENT[u], 1),
+                path=f"/u{u}",
+            )
+            for u in alive
+        ]
+        taken = snapshot(
+            host.at,
+            root(host.root_counter()),
+            *units,
+            boot=f"{host.boot:08x}-0000-4000-8000-000000000000",
+            wall=WALL + round(host.at * SECOND) + host.offset * SECOND,
+            complete=bool(moment["complete"]),
+        )
+        outcome = usage.step(persisted(baseline), taken, tenant_of, CADENCE)
+        counted = counted_before_boot + host.root_counter() - root_before
+        assert all(v >= 0 for u in outcome.usages for v in u.values)
+        if moment["failed_commit"]:
+            baseline = persisted(usage.hold(outcome, bool(moment["fold"])))
+            continue
+        for stretch in outcome.stretches:
+            assert stretch.interval.start_unix_ns >= last_end
+            assert stretch.interval.end_unix_ns > stretch.interval.start_unix_ns
+            assert stretch.interval.duration_ns > 0
+            last_end = stretch.interval.end_unix_ns
+            billed += sum(u.values[CPU] for u in stretch.usages)
+        assert billed == counted + deficit(outcome)
+        baseline = outcome.baseline
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)), min_size=1, max_size=20),
+    st.integers(1, 50),
+)
+def test_memory_byte_seconds_add_up_over_rows_to_within_one(
+    samples: list[tuple[int, int]], seconds: int
+) -> None:
+    """Remainders are carried, so any number of rows bills the whole integral but the last byte-second."""
+    baseline = begin(reading(7, 0, memory_current_bytes=0, memory_inactive_file_bytes=0), at=0)
+    exact = billed = last = 0
+    at = 0.0
+    for memory, _ in samples:
+        at += seconds / 7
+        taken = snapshot(
+            at, root(0), reading(7, 0, memory_current_bytes=memory, memory_inactive_file_bytes=0)
+        )
+        dt = taken.boottime_ns - baseline.boottime_ns
+        exact += (last + memory) * dt // 2
+        last = memory
+        outcome = step(baseline, taken)
+        billed += row(outcome, 7).values[MEMORY]
+        baseline = persisted(outcome.baseline)
+    assert billed == exact // SECOND
+
+
+def test_rows_held_back_are_merged_into_the_next_interval() -> None:
+    first = step(begin(reading(7, 0)), snapshot(110, root(100), reading(7, 60)))
+    held = persisted(usage.hold(first, fold_ended=False))
+    second = step(held, snapshot(120, root(300), reading(7, 90)))
+    assert (cpu(second, 7), cpu(second, 1)) == (90, 210)
+    assert second.interval.start_unix_ns == WALL + 100 * SECOND
+    assert second.interval.duration_ns == 20 * SECOND
+    assert second.interval.flags & pb.BATCH_FLAG_LONG_INTERVAL
+    assert row(second, 7).opens
+
+
+def test_a_new_epoch_opens_every_unit_at_its_counters_also_rows_that_wait() -> None:
+    first = step(begin(reading(7, 1_000)), snapshot(110, root(0), reading(7, 1_600)))
+    second = step(first.baseline, snapshot(120, root(0), reading(7, 1_700)))
+    again = usage.reopen(usage.hold(second, fold_ended=False), [])
+    third = step(persisted(again), snapshot(130, root(0), reading(7, 1_800)))
+    assert row(third, 7).opens
+    assert row(third, 7).counters_before[0] == 1_600
+    assert cpu(third, 7) == 200
+    assert not row(step(third.baseline, snapshot(140, root(0), reading(7, 1_800))), 7).opens
+
+
+def test_sources_may_change_at_one_instant_without_losing_what_is_owed() -> None:
+    ahead = step(begin(reading(7, 0)), snapshot(110, root(60), reading(7, 100)))
+    assert deficit(ahead) == 40
+    changed = usage.rebase(ahead.baseline, snapshot(110, root(9_000), reading(7, 5_000)), "other", everybody)
+    later = step(changed, snapshot(120, root(9_500), reading(7, 5_100)))
+    assert changed.sources == "other"
+    assert cpu(later, 7) == 100
+    assert cpu(later, 1) == 400 - 40
