@@ -254,8 +254,10 @@ class Spool:
         """Take one batch out of the queue without losing it."""
         with self._lock:
             with self._transaction() as db:
-                self._move_aside(db, "epoch = ? AND seq = ?", key, reason)
-            self._recount()
+                acknowledged = self._move_aside(db, "epoch = ? AND seq = ?", key, reason)
+                counted = self._count(db)
+            self._batches, self._bytes = counted
+            self._acknowledged -= acknowledged
 
     def open_epoch(
         self, at_least: int, now_unix_ns: int, aside_from: BatchKey | None, baseline: bytes
@@ -266,12 +268,17 @@ class Spool:
         with self._lock:
             epoch = max(self._epoch + 1, at_least + 1, now_unix_ns // 1_000)
             with self._transaction() as db:
+                acknowledged: frozenset[BatchKey] = frozenset()
                 if aside_from is not None:
-                    self._move_aside(db, "epoch = ? AND seq >= ?", aside_from, "identity conflict")
+                    acknowledged = self._move_aside(
+                        db, "epoch = ? AND seq >= ?", aside_from, "identity conflict"
+                    )
                 self._begin_epoch(db, epoch)
                 self._put(db, "baseline", baseline)
+                counted = self._count(db)
             self._epoch, self._next_seq, self._last_digest = epoch, 1, b""
-            self._recount()
+            self._batches, self._bytes = counted
+            self._acknowledged -= acknowledged
 
     def recover(self, now_unix_ns: int) -> None:
         """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside."""
@@ -318,7 +325,7 @@ class Spool:
                 self.opened = Opened.ADOPTED
                 return
         except (SpoolCorrupt, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            if isinstance(error, sqlite3.DatabaseError) and not _is_damage(error):
                 raise SpoolError(f"{path}: {error}; free the disk or make the directory writable") from error
             with contextlib.suppress(AttributeError, sqlite3.Error):
                 self._db.close()
@@ -353,7 +360,7 @@ class Spool:
             raise SpoolError(
                 f"{path} is of schema {version}, this agent knows {SCHEMA_VERSION}: install its version"
             )
-        self._recount()
+        self._batches, self._bytes = self._count(db)
         if owner != self.agent_id:
             if self._batches:
                 raise SpoolError(
@@ -384,22 +391,29 @@ class Spool:
                 gone, freed = gone + 1, freed + size
         return gone, freed
 
-    @staticmethod
-    def _move_aside(db: sqlite3.Connection, where: str, key: BatchKey, reason: str) -> None:
+    def _move_aside(
+        self, db: sqlite3.Connection, where: str, key: BatchKey, reason: str
+    ) -> frozenset[BatchKey]:
+        """Quarantine what a collector has not answered for; returns the answered ones, which are deleted."""
+        acknowledged = frozenset(self._acknowledged)
+        self._delete(db, acknowledged)
         db.execute(
             f"INSERT INTO quarantine SELECT epoch, seq, ?, digest, body FROM batch WHERE {where}",  # noqa: S608
             (reason, *key),
         )
         db.execute(f"DELETE FROM batch WHERE {where}", key)  # noqa: S608
+        return acknowledged
 
     def _settle(self, acknowledged: frozenset[BatchKey], size: int, stored: int) -> None:
         self._acknowledged -= acknowledged
         self._bytes += size
         self._batches += stored
 
-    def _recount(self) -> None:
-        row = self._db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM batch").fetchone()
-        self._batches, self._bytes = int(row[0]), int(row[1])
+    @staticmethod
+    def _count(db: sqlite3.Connection) -> tuple[int, int]:
+        """(batches, bytes) in the table."""
+        row = db.execute("SELECT count(*), coalesce(sum(length(body)), 0) FROM batch").fetchone()
+        return int(row[0]), int(row[1])
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
@@ -424,9 +438,17 @@ class Spool:
 
     def _named(self, error: sqlite3.Error) -> SpoolError:
         path = self.directory / FILE_NAME
-        if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
-            return SpoolUnavailable(f"{path}: {error}; free space on its disk or mount it writable")
-        return SpoolCorrupt(f"{path}: {error}")
+        if _is_damage(error):
+            return SpoolCorrupt(f"{path}: {error}")
+        return SpoolUnavailable(f"{path}: {error}; free space on its disk or mount it writable")
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is wrong, rather than the disk unwilling. SQLITE_ERROR is SQL that the file's
+    schema does not know, since ours is fixed.
+    """
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

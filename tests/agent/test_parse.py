@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from agent.read import parse
 
 PSI = (
-    b"some avg10=0.00 avg60=0.12 avg300=1.05 total=123456\n"
-    b"full avg10=0.00 avg60=0.00 avg300=0.00 total=789\n"
+    b"some avg10=0.00 avg60=0.12 avg300=1.05 total=123456\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=789\n"
 )
 
 
@@ -72,7 +71,9 @@ def test_one_key_is_found_wherever_it_stands_and_only_as_a_whole_word() -> None:
         (None, (None, None)),
     ],
 )
-def test_pressure_totals_become_nanoseconds(text: bytes | None, expected: tuple[int | None, int | None]) -> None:
+def test_pressure_totals_become_nanoseconds(
+    text: bytes | None, expected: tuple[int | None, int | None]
+) -> None:
     assert parse.pressure(text) == expected
 
 
