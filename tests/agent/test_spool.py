@@ -443,4 +443,4 @@ class SpoolMachine(RuleBasedStateMachine):
 
 
 TestSpoolMachine = SpoolMachine.TestCase
-TestSpoolMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestSpoolMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
