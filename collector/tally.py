@@ -33,6 +33,7 @@ class Tally:
     connections: int = 0
     open_streams: int = 0
     adopted_streams: int = 0
+    broken_streams: int = 0
     commits: int = 0
     failed_commits: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_SECONDS) + 1))

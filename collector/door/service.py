@@ -134,6 +134,11 @@ class IngestService:
         try:
             await self._hello(context, peer)
             await self._converse(context, session)
+        except asyncio.CancelledError:
+            # gRPC ends the call itself, with RESOURCE_EXHAUSTED, when a message is over the bound; a killed agent
+            # and a cut network look the same from here.
+            self._tally.broken_streams += 1
+            raise
         finally:
             self._tally.open_streams -= 1
             self._sessions.discard(session)

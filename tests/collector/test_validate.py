@@ -159,7 +159,9 @@ numbers = st.one_of(
 
 @given(
     st.integers(0, 5),
-    st.dictionaries(st.sampled_from((*MEASURES, "known", "row_flags")), st.lists(numbers, max_size=6), max_size=6),
+    st.dictionaries(
+        st.sampled_from((*MEASURES, "known", "row_flags")), st.lists(numbers, max_size=6), max_size=6
+    ),
     st.booleans(),
 )
 def test_columns_judged_as_bytes_are_judged_as_numbers_would_be(
@@ -181,7 +183,11 @@ def test_a_column_hidden_in_an_odd_encoding_is_judged_on_the_whole_message() -> 
     bad = pb.UsageBatch(io_read_bytes=[2**64 - 1] * 3)
     # The field twice: readers join the two, and a view that kept the last only would not see the first.
     good.ClearField("io_read_bytes")
-    twice = bad.SerializeToString() + good.SerializeToString() + pb.UsageBatch(io_read_bytes=[]).SerializeToString()
+    twice = (
+        bad.SerializeToString()
+        + good.SerializeToString()
+        + pb.UsageBatch(io_read_bytes=[]).SerializeToString()
+    )
     assert judged_bytes(twice) == Reason.REASON_OUT_OF_BOUNDS
     # Not packed: one tag a value. Field 43 as varints.
     unpacked = b"".join(b"\xd8\x02" + b"\xff" * 9 + b"\x01" for _ in range(3))
