@@ -58,6 +58,11 @@ class CollectorMetrics(Collector):
             ("received_bytes", "Bytes of batches received.", tally.bytes_received),
             ("connections", "Agent streams opened.", tally.connections),
             (
+                "broken_streams",
+                "Streams that broke: agent killed, network cut, or a message over the bound.",
+                tally.broken_streams,
+            ),
+            (
                 "adopted_streams",
                 "Streams that went on beyond what this collector knew.",
                 tally.adopted_streams,

@@ -149,7 +149,7 @@ def test_segments_follow_one_another_without_a_hole(tmp_path: Path) -> None:
     assert len(segments(tmp_path)) > 5
     assert bodies_of(tmp_path) == bodies
     middle = segments(tmp_path)[2]
-    assert [r.offset for r in scan(tmp_path, middle)][0] == middle
+    assert next(r.offset for r in scan(tmp_path, middle)) == middle
     log = DurableLog(tmp_path, 10_000, FREE)
     assert log.end == ends[-1]
     log.close()
