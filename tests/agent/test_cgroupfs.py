@@ -1,0 +1,310 @@
+"""cgroupfs -> snapshot, on trees of files and on this machine's real cgroups."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.meter.identity import role
+from agent.meter.model import COUNTERS, Reading, Snapshot
+from agent.read import host, plan
+from agent.read.cgroupfs import RETRY_MISSING_EVERY, CgroupReader
+from agent.read.dump import dump_tree
+from agent.read.host import HostError, Mode
+from bench.cgroups import Cgroup, burner, v2_root
+from tests.agent.fakehost import BOOT, CONTAINER, FakeHost
+
+
+def reader(fake: FakeHost, **options: int) -> CgroupReader:
+    facts = host.probe(fake.cgroup_root, fake.proc_root)
+    return CgroupReader(plan.make(facts), role, **options)
+
+
+def counter(reading: Reading, name: str) -> int | None:
+    return reading.counters[COUNTERS.index(name)]
+
+
+def unit(snapshot: Snapshot, path: str) -> Reading:
+    (found,) = [u for u in snapshot.units if u.path == path]
+    return found
+
+
+def test_every_field_of_a_v2_cgroup_is_read(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu("/", 9_000)
+    fake.cpu(CONTAINER, 5, nr_periods=4, nr_throttled=3, throttled_usec=2)
+    fake.memory(CONTAINER, 1_000, 300)
+    for name, text in (
+        ("memory.peak", "2000\n"),
+        ("memory.max", "max\n"),
+        ("memory.events", "low 0\noom 2\noom_kill 1\n"),
+        ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4\n"),
+        ("pids.current", "7\n"),
+        ("pids.peak", "9\n"),
+        ("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=11\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=12\n"),
+    ):
+        fake.write(CONTAINER, name, text)
+    fake.write("/", "cpu.pressure", "some total=1\n")
+    snapshot = reader(fake).read()
+    found = unit(snapshot, CONTAINER)
+    assert snapshot.boot_id == BOOT
+    assert snapshot.complete
+    expected = {
+        "cpu_usage_ns": 5_000, "cpu_user_ns": 5_000, "cpu_system_ns": 0, "cpu_periods": 4,
+        "cpu_throttled_periods": 3, "cpu_throttled_ns": 2_000, "oom_kills": 1,
+        "psi_cpu_some_ns": 11_000, "psi_cpu_full_ns": 12_000,
+    }  # fmt: skip
+    for name in COUNTERS[:13]:
+        assert counter(found, name) == expected.get(name), name
+    assert found.io == {"8:0": (1, 2, 3, 4)}
+    assert (found.memory_current_bytes, found.memory_inactive_file_bytes) == (1_000, 300)
+    assert (found.memory_peak_bytes, found.memory_limit_bytes) == (2_000, None)
+    assert (found.pids_current, found.pids_peak) == (7, 9)
+    assert counter(snapshot.root, "cpu_usage_ns") == 9_000_000
+
+
+def test_every_field_of_a_v1_cgroup_is_read(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path, v1=True)
+    path = "/docker/" + "cd" * 32
+    for controller, name, text in (
+        ("cpuacct", "cpuacct.usage", "5000\n"),
+        ("cpuacct", "cpuacct.usage_user", "3000\n"),
+        ("cpuacct", "cpuacct.usage_sys", "2000\n"),
+        ("cpu", "cpu.stat", "nr_periods 4\nnr_throttled 3\nthrottled_time 222\n"),
+        ("memory", "memory.usage_in_bytes", "1000\n"),
+        ("memory", "memory.stat", "inactive_file 1\ntotal_inactive_file 300\n"),
+        ("memory", "memory.max_usage_in_bytes", "2000\n"),
+        ("memory", "memory.limit_in_bytes", "9223372036854771712\n"),
+        ("memory", "memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+        ("blkio", "blkio.throttle.io_service_bytes_recursive", "8:0 Read 1\n8:0 Write 2\nTotal 3\n"),
+        ("blkio", "blkio.throttle.io_serviced_recursive", "8:0 Read 3\n8:0 Write 4\nTotal 7\n"),
+        ("pids", "pids.current", "7\n"),
+    ):
+        fake.write(path, name, text, controller)
+    fake.write("/", "cpuacct.usage", "9000\n", "cpuacct")
+    snapshot = reader(fake).read()
+    found = unit(snapshot, path)
+    assert [counter(found, n) for n in COUNTERS[:7]] == [5_000, 3_000, 2_000, 4, 3, 222, 1]
+    assert counter(found, "psi_cpu_some_ns") is None
+    assert found.io == {"8:0": (1, 2, 3, 4)}
+    assert (found.memory_current_bytes, found.memory_inactive_file_bytes) == (1_000, 300)
+    assert (found.memory_peak_bytes, found.memory_limit_bytes, found.pids_current) == (2_000, None, 7)
+    assert counter(snapshot.root, "cpu_usage_ns") == 9_000
+
+
+@pytest.mark.parametrize("text", ["", "\n", "rubbish\n", "usage_usec\n", "usage_usec -4\nuser_usec 1\n"])
+def test_what_the_kernel_does_not_say_is_unknown_and_never_zero(tmp_path: Path, text: str) -> None:
+    fake = FakeHost(tmp_path)
+    fake.write(CONTAINER, "cpu.stat", text)
+    found = unit(reader(fake).read(), CONTAINER)
+    assert counter(found, "cpu_usage_ns") is None
+    assert found.memory_current_bytes is None
+    assert found.io is None
+    assert found.pids_current is None
+
+
+def test_what_is_below_a_container_belongs_to_it_and_units_know_the_unit_around_them(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 9)
+    fake.cpu(f"{CONTAINER}/init.scope", 4)
+    fake.cpu("/system.slice/a.service", 3)
+    fake.cpu("/system.slice/a.service/b.service", 1)
+    snapshot = reader(fake).read()
+    assert {u.path for u in snapshot.units} == {
+        CONTAINER,
+        "/system.slice/a.service",
+        "/system.slice/a.service/b.service",
+    }
+    outer = unit(snapshot, "/system.slice/a.service")
+    assert unit(snapshot, "/system.slice/a.service/b.service").enclosing_id == outer.cgroup_id
+    assert outer.enclosing_id == 1
+
+
+def test_a_file_that_appears_later_is_found(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 1)
+    r = reader(fake)
+    assert unit(r.read(), CONTAINER).memory_current_bytes is None
+    fake.memory(CONTAINER, 5)
+    for _ in range(RETRY_MISSING_EVERY + 1):
+        snapshot = r.read()
+    assert unit(snapshot, CONTAINER).memory_current_bytes == 5
+    assert [s.memory_current_bytes for s in r.sample_memory()] == [5]
+    r.close()
+    assert r.open_files == 0
+
+
+def test_a_unit_made_anew_under_the_same_path_is_another_unit(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 9)
+    r = reader(fake)
+    first = unit(r.read(), CONTAINER).cgroup_id
+    os.rename(fake.cgroup_root / CONTAINER.lstrip("/"), tmp_path / "gone")
+    fake.cpu(CONTAINER, 2)
+    second = unit(r.read(), CONTAINER)
+    assert second.cgroup_id != first
+    assert counter(second, "cpu_usage_ns") == 2_000
+
+
+def test_descriptors_are_bounded_and_nothing_is_missed_without_them(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    for n in range(40):
+        fake.cpu(f"/system.slice/s{n}.service", n)
+    r = reader(fake, max_open_files=10)
+    for _ in range(3):
+        snapshot = r.read()
+        assert r.open_files <= 10
+        assert sorted(counter(u, "cpu_usage_ns") or 0 for u in snapshot.units) == [n * 1_000 for n in range(40)]
+    r.close()
+
+
+def test_no_hierarchy_at_all_names_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="--cgroup-root"):
+        host.probe(tmp_path, tmp_path)
+    fake = FakeHost(tmp_path)
+    with pytest.raises(HostError, match="hierarchy"):
+        plan.make(host.probe(fake.cgroup_root, fake.proc_root), "v1")
+
+
+@pytest.mark.root
+def test_cgroups_that_come_and_go_while_they_are_read_never_trouble_a_reading(ours: Cgroup) -> None:
+    facts = host.probe(Path("/sys/fs/cgroup"), Path("/proc"))
+    r = CgroupReader(plan.make(facts), role)
+    stop = threading.Event()
+
+    def churn() -> None:
+        n = 0
+        while not stop.is_set():
+            made = [ours.child(f"churn-{n}-{k}.scope") for k in range(20)]
+            for cgroup in made:
+                cgroup.path.rmdir()
+            n += 1
+
+    steady = ours.child("steady.scope")
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        end = time.monotonic() + 2
+        readings = 0
+        while time.monotonic() < end:
+            snapshot = r.read()
+            assert snapshot.complete
+            assert unit(snapshot, steady.name).cgroup_id == steady.cgroup_id
+            readings += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert readings > 10
+    assert len(r.read().units) <= 3
+    before = r.open_files
+    r.close()
+    assert before > 0
+    assert r.open_files == 0
+
+
+@pytest.mark.root
+def test_counters_lie_between_two_direct_reads_of_the_same_files(ours: Cgroup) -> None:
+    """Parity on real cgroups: a rising counter read by us is bracketed by plain reads before and after."""
+    facts = host.probe(Path("/sys/fs/cgroup"), Path("/proc"))
+    r = CgroupReader(plan.make(facts), role)
+    busy = [ours.child(f"busy-{n}.scope") for n in range(3)]
+    processes = [cgroup.run(burner(0.3)) for cgroup in busy]
+
+    def direct() -> dict[str, int]:
+        out = {cgroup.name: cgroup.cpu_usage_ns() for cgroup in busy}
+        if r._plan.root_cpuacct is not None:
+            out["/"] = int((r._plan.root_cpuacct / "cpuacct.usage").read_text())
+        return out
+
+    try:
+        compared = rose = 0
+        last: dict[str, int] = {}
+        for _ in range(30):
+            time.sleep(0.05)
+            before = direct()
+            snapshot = r.read()
+            after = direct()
+            for path, low in before.items():
+                found = snapshot.root if path == "/" else unit(snapshot, path)
+                value = counter(found, "cpu_usage_ns")
+                assert value is not None
+                assert low <= value <= after[path]
+                compared += 1
+                rose += value > last.get(path, value)
+                last[path] = value
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        r.close()
+    assert compared >= 90
+    assert rose >= 45, "the counters stood still: nothing was bracketed"
+
+
+def test_this_hosts_own_facts_are_what_its_files_say() -> None:
+    facts = host.probe(Path("/sys/fs/cgroup"), Path("/proc"))
+    assert facts.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert facts.cpus == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert (facts.v2 is not None) == (v2_root() is not None)
+    state, error_ns = host.clock_state()
+    assert state.value in ("synchronised", "unsynchronised")
+    assert error_ns is not None
+    assert error_ns >= 0
+
+
+# `weighbridge-agent read`
+
+
+def dumped(root: Path) -> dict[str, dict[str, object]]:
+    out = io.StringIO()
+    dump_tree(root, out, as_json=True)
+    return {line["path"]: line for line in map(json.loads, out.getvalue().splitlines())}
+
+
+def test_read_prints_every_cgroup_with_null_for_what_is_not_said(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 5)
+    fake.write(CONTAINER, "io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4\n8:16 rbytes=9\n")
+    fake.write(CONTAINER, "memory.max", "4096\n")
+    lines = dumped(fake.cgroup_root)
+    assert set(lines) == {"/", "/system.slice", CONTAINER}
+    line = lines[CONTAINER]
+    assert line["mode"] == "v2"
+    assert line["cpu_usage_ns"] == 5_000
+    assert line["cpu_periods"] is None
+    assert line["memory_current_bytes"] is None
+    assert line["memory_limit_bytes"] == 4_096
+    assert line["io"] == {
+        "8:0": {"read_bytes": 1, "write_bytes": 2, "read_ops": 3, "write_ops": 4},
+        "8:16": {"read_bytes": 9, "write_bytes": None, "read_ops": None, "write_ops": None},
+    }
+    assert line["psi"] == {r: {"some_ns": None, "full_ns": None} for r in ("cpu", "memory", "io")}
+    assert lines["/system.slice"]["cpu_usage_ns"] is None
+
+
+def test_read_of_a_hybrid_host_is_the_union_of_its_hierarchies(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path, v1=True)
+    fake.write("/", "cgroup.procs", "", "unified")
+    fake.write("/", "cgroup.controllers", "", "unified")
+    fake.write("/only-v1", "memory.usage_in_bytes", "7\n", "memory")
+    fake.write("/both", "cpu.stat", "usage_usec 3\n", "unified")
+    fake.write("/both", "memory.usage_in_bytes", "8\n", "memory")
+    lines = dumped(fake.cgroup_root)
+    assert {line["mode"] for line in lines.values()} == {str(Mode.HYBRID)}
+    assert lines["/only-v1"]["memory_current_bytes"] == 7
+    assert (lines["/both"]["cpu_usage_ns"], lines["/both"]["memory_current_bytes"]) == (3_000, 8)
+
+
+def test_read_agrees_with_the_real_tree() -> None:
+    root = v2_root()
+    assert root is not None
+    lines = dumped(Path("/sys/fs/cgroup"))
+    directories = {"/" + str(p.relative_to(root)) if p != root else "/" for p in [root, *root.glob("*/")]}
+    assert directories <= set(lines)
+    assert lines["/"]["cpu_usage_ns"] is not None
