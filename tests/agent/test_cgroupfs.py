@@ -47,7 +47,10 @@ def test_every_field_of_a_v2_cgroup_is_read(tmp_path: Path) -> None:
         ("io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4\n"),
         ("pids.current", "7\n"),
         ("pids.peak", "9\n"),
-        ("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=11\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=12\n"),
+        (
+            "cpu.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=11\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=12\n",
+        ),
     ):
         fake.write(CONTAINER, name, text)
     fake.write("/", "cpu.pressure", "some total=1\n")
@@ -160,7 +163,9 @@ def test_descriptors_are_bounded_and_nothing_is_missed_without_them(tmp_path: Pa
     for _ in range(3):
         snapshot = r.read()
         assert r.open_files <= 10
-        assert sorted(counter(u, "cpu_usage_ns") or 0 for u in snapshot.units) == [n * 1_000 for n in range(40)]
+        assert sorted(counter(u, "cpu_usage_ns") or 0 for u in snapshot.units) == [
+            n * 1_000 for n in range(40)
+        ]
     r.close()
 
 
