@@ -140,8 +140,7 @@ class Daemon:
         """A new certificate at half life; the old one serves until then."""
         while True:
             identity = self._identity
-            life = identity.not_after - identity.not_before
-            await asyncio.sleep(min(60.0, max(1.0, life / 20)))
+            await asyncio.sleep(min(60.0, max(1.0, (identity.not_after - time.time()) / 20)))
             if not identity.renewal_due(time.time()):
                 continue
             address = self._shipper.state.collector or identity.collectors[0]

@@ -255,7 +255,7 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
     _hand_up_carries(rows, states)
 
     for cgroup_id, state in states.items():
-        if cgroup_id in previous.units:
+        if cgroup_id in previous.units or cgroup_id == ROOT_ID:
             state.tenant = tenant_of(state.reading)
     root = states.pop(ROOT_ID)
     baseline = Baseline(

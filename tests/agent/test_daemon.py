@@ -1,0 +1,292 @@
+"""The agent as a process, and its commands, as an operator meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cgroups import Cgroup, burner
+from bench.site import Site, SiteError
+from collector.log_commands import verify
+
+
+@pytest.fixture
+def running(site: Site) -> Site:
+    """A collector and an enrolled agent, metering this host."""
+    site.prepare(
+        agent={"owners": {"host": "host", "rules": [{"path": "/weighbridge-test-*/**", "tenant": "acme"}]}}
+    )
+    site.start_collector()
+    site.enroll()
+    site.start_agent()
+    site.wait_metering()
+    return site
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+def port_of(site: Site) -> int:
+    return int(re.findall(r'"local_port": ([0-9]+)', site.journal("agent"))[-1])
+
+
+def fetch(site: Site, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(site)}{path}", timeout=10) as page:
+            return page.status, page.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def accepted(site: Site) -> int:
+    return int(site.ask("collector", "status")["answers"].get("accepted", 0))
+
+
+@pytest.mark.root
+def test_a_container_is_seen_explained_and_billed_to_its_tenant(running: Site, ours: Cgroup) -> None:
+    container = ours.child("docker-" + "c0ffee00" * 8 + ".scope")
+    process = container.run(burner(0.3))
+    try:
+        until(lambda: running.ask("collector", "status")["tenants"].get("acme", {}).get("cpu_usage_ns", 0) > 0)
+        table = running.command("agent", "top", "--once").stdout
+        assert "acme" in table
+        assert "c0ffee00" in table
+        explained = running.command("agent", "explain", "c0ffee").stdout
+        assert "docker" in explained
+        assert "rule 1: matches; tenant is acme" in explained
+        assert "unknown: " in explained
+        assert json.loads(running.command("agent", "explain", "c0ffee", "--json").stdout)["found"][0]["cgroup_id"] == (
+            container.cgroup_id
+        )
+    finally:
+        process.kill()
+        process.wait()
+    assert running.command("agent", "explain", "no-such-thing", check=False).returncode == 2
+
+
+def test_status_doctor_and_readiness_agree_that_all_is_well(running: Site) -> None:
+    until(lambda: accepted(running) >= 1)
+    status = json.loads(running.command("agent", "status", "--json").stdout)
+    assert status["connected"]
+    assert status["ready"] == {}
+    assert "network" in " ".join(status["unseen"])
+    assert fetch(running, "/readyz") == (200, "ok\n")
+    assert fetch(running, "/livez") == (200, "ok\n")
+    doctor = running.command("agent", "doctor", "--json").stdout
+    findings = [json.loads(line) for line in doctor.splitlines()]
+    assert {f["level"] for f in findings} <= {"ok", "warning"}
+    assert {"cgroups", "clock", "state", "identity", "collector", "daemon"} <= {f["check"] for f in findings}
+
+
+def test_metrics_are_clean_for_promtool_and_bounded(running: Site) -> None:
+    until(lambda: accepted(running) >= 2)
+    code, text = fetch(running, "/metrics")
+    assert code == 200
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    assert 'weighbridge_tenant_cpu_usage_seconds_total{tenant="host"}' in text
+    assert "weighbridge_container_" not in text
+    assert len(text.splitlines()) < 300
+
+
+def test_a_collector_that_is_away_is_said_and_nothing_is_lost(running: Site) -> None:
+    until(lambda: accepted(running) >= 1)
+    running.stop("collector")
+    until(lambda: fetch(running, "/readyz")[0] == 503)
+    reasons = json.loads(fetch(running, "/readyz")[1])["reasons"]
+    assert "collector_unavailable" in reasons
+    assert fetch(running, "/livez")[0] == 200
+    assert running.command("agent", "status", check=False).returncode == 1
+    failed = running.command("agent", "doctor", check=False)
+    assert failed.returncode == 1
+    assert "start the collector" in failed.stdout
+    until(lambda: running.ask("agent", "status")["spool_batches"] >= 2)
+    listed = running.command("agent", "spool", "list", "--json").stdout.splitlines()
+    assert len(listed) >= 2
+    assert running.command("agent", "spool", "verify").returncode == 0
+    running.start_collector()
+    until(lambda: running.ask("agent", "status")["connected"], 70)
+    running.stop("agent")
+    running.stop("collector")
+    verdict = verify(running.directory / "collector" / "log")
+    assert verdict.sound, verdict
+    assert verdict.streams == 1
+
+
+def test_certificates_are_renewed_at_half_life_without_losing_a_batch(site: Site) -> None:
+    # Certificates are backdated by five minutes, so half of this one's life is over at once.
+    site.prepare(collector={"tls": {"certificate_life": "12s"}})
+    site.start_collector()
+    site.enroll()
+    first = json.loads((site.directory / "agent" / "identity.json").read_text())
+    site.start_agent()
+    site.wait_metering()
+    until(lambda: site.journal("agent").count('"certificate_renewed"') >= 2, 30)
+    second = json.loads((site.directory / "agent" / "identity.json").read_text())
+    assert second["agent_id"] == first["agent_id"]
+    assert second["key_pem"] != first["key_pem"]
+    before = accepted(site)
+    until(lambda: accepted(site) >= before + 2)
+    site.stop("agent")
+    site.stop("collector")
+    verdict = verify(site.directory / "collector" / "log")
+    assert verdict.sound
+    assert verdict.streams == 1
+    assert verdict.rejected == 0
+
+
+def test_a_revoked_agent_keeps_metering_says_why_and_can_come_back_under_its_name(running: Site) -> None:
+    agent_id = running.ask("agent", "status")["agent_id"]
+    until(lambda: accepted(running) >= 1)
+    running.command("collector", "ca", "revoke", agent_id)
+    until(lambda: "METER-003" in json.dumps(running.ask("agent", "status")["ready"]))
+    made = running.ask("agent", "status")["next_seq"]
+    until(lambda: running.ask("agent", "status")["next_seq"] > made)
+    running.stop("agent")
+    token = running.command("collector", "token", "create", "--agent-id", agent_id).stdout.strip()
+    refused = running.command("agent", "enroll", token, check=False)
+    assert "--force" in refused.stderr
+    running.command("agent", "enroll", "--force", "--agent-id", agent_id, token)
+    running.start_agent()
+    until(lambda: (running.directory / "run" / "agent.sock").exists() and running.ask("agent", "status")["connected"])
+    running.stop("agent")
+    running.stop("collector")
+    verdict = verify(running.directory / "collector" / "log")
+    assert verdict.sound
+    assert verdict.streams == 1
+
+
+def test_a_reload_takes_up_rules_and_a_bad_file_keeps_the_old_ones(running: Site) -> None:
+    good = running.agent_file.read_text()
+    assert running.agent is not None
+    running.agent_file.write_text(good + "ownerz: {}\n")
+    running.agent.send_signal(signal.SIGHUP)
+    until(lambda: "reload_failed" in running.ask("agent", "status")["ready"])
+    assert "did you mean `owners`?" in running.ask("agent", "status")["ready"]["reload_failed"]
+    running.agent_file.write_text(good.replace("host: host", "host: kernel"))
+    running.agent.send_signal(signal.SIGHUP)
+    until(lambda: "kernel" in running.ask("collector", "status")["tenants"])
+    assert "reload_failed" not in running.ask("agent", "status")["ready"]
+
+
+def test_an_export_replayed_any_number_of_times_changes_nothing(running: Site) -> None:
+    until(lambda: accepted(running) >= 1)
+    running.stop("collector", signal.SIGKILL)
+    until(lambda: running.ask("agent", "status")["spool_batches"] >= 3)
+    running.stop("agent", signal.SIGKILL)
+    exported = running.directory / "export"
+    assert "batches in" in running.command("agent", "spool", "export", str(exported)).stdout
+    assert "exists; name a new file" in running.command("agent", "spool", "export", str(exported), check=False).stderr
+    running.start_collector()
+    first = running.command("agent", "replay", str(exported)).stdout
+    assert re.search(r"\d+ accepted", first)
+    second = running.command("agent", "replay", str(exported)).stdout
+    assert "accepted" not in second
+    assert "duplicate" in second
+    running.start_agent()
+    running.wait_metering()
+    until(lambda: accepted(running) >= 1)
+    running.stop("agent")
+    running.stop("collector")
+    assert verify(running.directory / "collector" / "log").sound
+
+
+def test_without_an_identity_the_start_says_which_two_commands_are_missing(site: Site) -> None:
+    site.prepare()
+    site.start_agent()
+    with pytest.raises(SiteError, match=r"token create.*weighbridge-agent enroll"):
+        site.wait_metering()
+
+
+def test_two_agents_on_one_spool_and_a_taken_port_are_named(running: Site) -> None:
+    second = running.command("agent", "run", check=False)
+    assert second.returncode == 2
+    assert "in use by another weighbridge-agent" in second.stderr
+    other = Site(running.directory / "other")
+    other.prepare(agent={"local_port": {"port": port_of(running)}})
+    (running.directory / "other" / "agent").mkdir()
+    identity = (running.directory / "agent" / "identity.json").read_text()
+    (running.directory / "other" / "agent" / "identity.json").write_text(identity)
+    taken = other.command("agent", "run", check=False)
+    assert taken.returncode == 2
+    assert "local_port.port" in taken.stderr
+
+
+def test_a_settings_file_that_cannot_be_used_names_file_line_and_fix(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    for text, says in (
+        ("meter:\n  intervall: 5s\n", "agent.yaml:2: meter.intervall: unknown key; did you mean `interval`?"),
+        ("meter: {interval: 2h}\n", "between 1s and 1h"),
+        ("owners: {rules: [{tenant: 'no good', path: '/x'}]}\n", "no tenant name"),
+        ("spool: {max_bytes: 1KiB}\n", "at least 16MiB"),
+    ):
+        path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", "--config", str(path), "check-config"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert says in done.stderr
+    path.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "--config", str(path), "check-config"], capture_output=True, check=True
+    )
+    assert b"good" in done.stdout
+
+
+def test_identify_and_read_work_without_any_settings(tmp_path: Path) -> None:
+    def run(*words: str, stdin: bytes = b"") -> list[Any]:
+        command = [sys.executable, "-m", "agent", *words]
+        done = subprocess.run(command, input=stdin, capture_output=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    (line, odd) = run("identify", stdin=b"/docker/" + b"ab" * 32 + b"\n\xff\xfe\n")
+    assert set(line) == {"path", "runtime", "container_id", "pod_uid", "unit", "kind"}
+    assert (line["runtime"], line["container_id"], line["kind"]) == ("docker", "ab" * 32, "container")
+    assert odd["kind"] == "other"
+    lines = run("read", "--json")
+    assert lines[0]["path"] == "/"
+    assert lines[0]["cpu_usage_ns"] > 0
+
+
+@pytest.mark.root
+def test_the_demo_meters_this_host_exactly() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.demo", "--seconds", "4", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {"containers", "tenants", "batches", "rows"} <= set(result)
+    assert result["containers"] >= 3
+    assert result["tenants"] >= 3
+    assert result["lost"] == result["duplicated"] == 0
+    assert result["cpu_usage_ns_kernel"] == result["cpu_usage_ns_delivered"] > 10**8
+    assert result["host_cpu_usage_ns_kernel"] == result["host_cpu_usage_ns_delivered"]
+
+
+def _nobody_left() -> Iterator[str]:
+    for path in Path("/sys/fs/cgroup").glob("**/weighbridge-demo-*"):
+        yield str(path)
+
+
+@pytest.mark.root
+def test_the_demo_leaves_nothing_behind() -> None:
+    assert list(_nobody_left()) == []
