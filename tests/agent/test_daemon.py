@@ -63,7 +63,9 @@ def test_a_container_is_seen_explained_and_billed_to_its_tenant(running: Site, o
     container = ours.child("docker-" + "c0ffee00" * 8 + ".scope")
     process = container.run(burner(0.3))
     try:
-        until(lambda: running.ask("collector", "status")["tenants"].get("acme", {}).get("cpu_usage_ns", 0) > 0)
+        until(
+            lambda: running.ask("collector", "status")["tenants"].get("acme", {}).get("cpu_usage_ns", 0) > 0
+        )
         table = running.command("agent", "top", "--once").stdout
         assert "acme" in table
         assert "c0ffee00" in table
@@ -71,9 +73,9 @@ def test_a_container_is_seen_explained_and_billed_to_its_tenant(running: Site, o
         assert "docker" in explained
         assert "rule 1: matches; tenant is acme" in explained
         assert "unknown: " in explained
-        assert json.loads(running.command("agent", "explain", "c0ffee", "--json").stdout)["found"][0]["cgroup_id"] == (
-            container.cgroup_id
-        )
+        assert json.loads(running.command("agent", "explain", "c0ffee", "--json").stdout)["found"][0][
+            "cgroup_id"
+        ] == (container.cgroup_id)
     finally:
         process.kill()
         process.wait()
@@ -98,7 +100,9 @@ def test_metrics_are_clean_for_promtool_and_bounded(running: Site) -> None:
     until(lambda: accepted(running) >= 2)
     code, text = fetch(running, "/metrics")
     assert code == 200
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert 'weighbridge_tenant_cpu_usage_seconds_total{tenant="host"}' in text
     assert "weighbridge_container_" not in text
@@ -164,7 +168,12 @@ def test_a_revoked_agent_keeps_metering_says_why_and_can_come_back_under_its_nam
     assert "--force" in refused.stderr
     running.command("agent", "enroll", "--force", "--agent-id", agent_id, token)
     running.start_agent()
-    until(lambda: (running.directory / "run" / "agent.sock").exists() and running.ask("agent", "status")["connected"])
+    until(
+        lambda: (
+            (running.directory / "run" / "agent.sock").exists()
+            and running.ask("agent", "status")["connected"]
+        )
+    )
     running.stop("agent")
     running.stop("collector")
     verdict = verify(running.directory / "collector" / "log")
@@ -192,7 +201,10 @@ def test_an_export_replayed_any_number_of_times_changes_nothing(running: Site) -
     running.stop("agent", signal.SIGKILL)
     exported = running.directory / "export"
     assert "batches in" in running.command("agent", "spool", "export", str(exported)).stdout
-    assert "exists; name a new file" in running.command("agent", "spool", "export", str(exported), check=False).stderr
+    assert (
+        "exists; name a new file"
+        in running.command("agent", "spool", "export", str(exported), check=False).stderr
+    )
     running.start_collector()
     first = running.command("agent", "replay", str(exported)).stdout
     assert re.search(r"\d+ accepted", first)
@@ -247,7 +259,9 @@ def test_a_settings_file_that_cannot_be_used_names_file_line_and_fix(tmp_path: P
         assert says in done.stderr
     path.write_text("")
     done = subprocess.run(
-        [sys.executable, "-m", "agent", "--config", str(path), "check-config"], capture_output=True, check=True
+        [sys.executable, "-m", "agent", "--config", str(path), "check-config"],
+        capture_output=True,
+        check=True,
     )
     assert b"good" in done.stdout
 
@@ -270,7 +284,10 @@ def test_identify_and_read_work_without_any_settings(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_the_demo_meters_this_host_exactly() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bench.demo", "--seconds", "4", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.demo", "--seconds", "4", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
