@@ -59,7 +59,7 @@ def _host(settings: Settings) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding("failed", "cgroups", str(error))
         return
-    reader = CgroupReader(chosen, role, settings.read.max_open_files)
+    reader = CgroupReader(chosen, role, host.files_to_keep_open(settings.read.max_open_files))
     try:
         begun = time.perf_counter()
         snapshot = reader.read()

@@ -294,7 +294,7 @@ class MeterLoop:
         )
 
     def _new_reader(self, by: Plan) -> CgroupReader:
-        return CgroupReader(by, role, self._settings.read.max_open_files)
+        return CgroupReader(by, role, host.files_to_keep_open(self._settings.read.max_open_files))
 
 
 def _cadence(settings: Settings) -> Cadence:

@@ -63,6 +63,8 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class OwnersSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who pays: ordered rules from what a container is to a tenant."""
+
     default: Annotated[
         str, msgspec.Meta(description="tenant of what no rule claims; kept and delivered, never dropped")
     ] = UNATTRIBUTED

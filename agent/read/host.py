@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from agent.errors import AgentError
 from agent.meter.model import ClockState
 
 CONTROLLERS_V1 = ("cpu", "cpuacct", "memory", "blkio", "pids")
+OTHER_FILES = 256
 _TIME_ERROR = 5
 _STA_UNSYNC = 0x0040
 
@@ -93,6 +95,18 @@ def hierarchies(cgroup_root: Path) -> tuple[Mode | None, Path | None, dict[str, 
     if v1:
         return (Mode.HYBRID if found_v2 else Mode.V1), found_v2, v1
     return (Mode.V2, found_v2, {}) if found_v2 else (None, None, {})
+
+
+def files_to_keep_open(wanted: int) -> int:
+    """How many descriptors may be kept for readings: the soft limit is raised as far as the hard one allows,
+    and OTHER_FILES stay free for the spool, the collector and the local port.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(0, min(wanted, soft - OTHER_FILES))
 
 
 class _Timex(ctypes.Structure):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -167,6 +169,22 @@ def test_descriptors_are_bounded_and_nothing_is_missed_without_them(tmp_path: Pa
             n * 1_000 for n in range(40)
         ]
     r.close()
+
+
+def test_a_low_limit_of_open_files_is_raised_or_lived_with() -> None:
+    script = (
+        "import resource; from agent.read.host import files_to_keep_open as keep;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}));"
+        "print(keep(5_000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+
+    def kept(hard: int) -> str:
+        command = [sys.executable, "-c", script.format(hard=hard)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert kept(20_000) == "5000 5256"
+    assert kept(1_000) == "744 1000"
+    assert kept(100) == "0 100"
 
 
 def test_no_hierarchy_at_all_names_the_fix(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ def _read(file: Path, places: dict[_Path, _Place]) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
-        hint = "; indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
+        lines = data.decode().splitlines()
+        tab = line <= len(lines) and lines[line - 1].lstrip(" ").startswith("\t")
+        hint = "; indent with spaces, not tabs" if tab else ""
         raise SettingsError(f"{file}:{line}: not YAML: {error.problem}{hint}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{file}:1: not YAML: {' '.join(str(error).split())[:200]}") from None
