@@ -63,7 +63,9 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{12,64}")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-_UNIT = re.compile(r".+\.(service|scope|slice|mount|socket|swap|timer|target|path|automount|device)")
+_UNIT = re.compile(
+    r".+\.(service|scope|slice|mount|socket|swap|timer|target|path|automount|device)", re.DOTALL
+)
 _POD = re.compile(
     r"(?:.*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?"
 )
@@ -77,6 +79,7 @@ _SCOPE_PREFIXES: tuple[tuple[str, str], ...] = (
     ("containerd", "containerd"),
     ("docker", "docker"),
     ("moby", "docker"),
+    ("libpod-payload", "podman"),
     ("libpod", "podman"),
     ("crio", "crio"),
     ("buildkit", "buildkit"),
@@ -215,7 +218,8 @@ def _by_pod(segment: str, around: _Around, parent: str) -> _Found:
 
 def _by_parent(segment: str, around: _Around, _parent: str) -> _Found:
     """`docker run --cgroup-parent /batch` with the cgroupfs driver: `/batch/<64 hex>`, no runtime named."""
-    return (None, segment) if around.kind == "other" and _HEX64.fullmatch(segment) else None
+    nameless = around.kind == "other" and around.runtime_directory is None
+    return (None, segment) if nameless and _HEX64.fullmatch(segment) else None
 
 
 def _by_lxc(segment: str, _around: _Around, _parent: str) -> _Found:
