@@ -12,7 +12,7 @@ from agent import __version__
 from agent.config import Metrics
 from agent.loop import MeterLoop
 from agent.meter.model import ClockState
-from agent.meter.usage import ROOT_ID
+from agent.meter.rows import ROOT_ID
 from agent.ship.shipper import Shipper
 from agent.ship.spool import Spool, SpoolError
 from agent.tally import TOTALS

@@ -21,8 +21,10 @@ from agent.config import Settings
 from agent.meter import batch, usage
 from agent.meter.catalogue import Catalogue
 from agent.meter.identity import role
+from agent.meter.interval import Cadence
 from agent.meter.model import ClockState, Snapshot
-from agent.meter.usage import Baseline, Cadence, Gap, Outcome, Usage
+from agent.meter.rows import Usage
+from agent.meter.usage import Baseline, Gap, Outcome
 from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
 from agent.read.host import HostError, HostFacts

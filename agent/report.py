@@ -10,7 +10,7 @@ from agent.loop import MeterLoop
 from agent.meter.hostile import visible
 from agent.meter.identity import identify
 from agent.meter.model import COUNTERS
-from agent.meter.usage import ROOT_ID, Usage
+from agent.meter.rows import ROOT_ID, Usage
 from agent.read import plan
 from agent.ship.enrol import Identity
 from agent.ship.shipper import ShipperState

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.meter.usage import Outcome, Usage
+from agent.meter.rows import Usage
+from agent.meter.usage import Outcome
 from wire.measures import BIT
 
 MAX_TENANTS = 1_000

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from agent.meter.hostile import visible
 from agent.meter.model import COUNTER_BITS
-from agent.meter.usage import FOLDED_ID, ROOT_ID, Gap, Outcome, Stretch, Usage
+from agent.meter.rows import FOLDED_ID, ROOT_ID, Usage
+from agent.meter.usage import Gap, Outcome, Stretch
 from wire.identity import BatchId
 from wire.limits import (
     MAX_BATCH_BYTES,

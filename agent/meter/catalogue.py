@@ -10,7 +10,7 @@ from agent.meter.identity import Identity, identify, unescape
 from agent.meter.labels import LabelCache
 from agent.meter.model import Reading
 from agent.meter.owners import Owners
-from agent.meter.usage import ROOT_ID, Usage
+from agent.meter.rows import ROOT_ID, Usage
 from wire.limits import MAX_NAME_BYTES, MAX_PATH_BYTES
 from wire.v1 import usage_pb2 as pb
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agent.meter.interval import Cadence
 from agent.meter.model import COUNTERS, Reading, Snapshot
-from agent.meter.usage import Cadence
 
 SECOND = 1_000_000_000
 WALL = 1_700_000_000 * SECOND

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from agent.meter import usage
 from agent.meter.model import Reading, Snapshot
-from agent.meter.usage import Baseline, Gap, Outcome, Usage
+from agent.meter.rows import Usage
+from agent.meter.usage import Baseline, Gap, Outcome
 from tests.agent.readings import (
     CADENCE,
     SECOND,

@@ -1,0 +1,97 @@
+"""Nested units: every nanosecond is billed at exactly one level. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from agent.meter.model import COUNTER_BITS
+from agent.meter.rows import NO_IO, ROOT_ID, SUBTRACTED, Row, UnitState, four
+
+
+def subtract_nested(rows: Mapping[int, Row]) -> None:
+    """Take each unit's raw difference off the unit around it, so that each level keeps only its own."""
+    raw = [
+        (row, [row.usage.values[COUNTER_BITS[i]] for i in SUBTRACTED], list(row.memory))
+        for row in rows.values()
+    ]
+    for row, counters, memory in raw:
+        if row.usage.cgroup_id == ROOT_ID:
+            continue
+        for index, counter in zip(SUBTRACTED, counters, strict=True):
+            if counter:
+                # Also from an outer counter that could not be read this once: its next difference covers this
+                # time too, and until then it carries a deficit.
+                around = _around(rows, row, _COUNTS[index])
+                if around is not None:
+                    around.usage.values[COUNTER_BITS[index]] -= counter
+        for slot in (0, 1):
+            inner = memory[slot]
+            if inner:
+                around = _around(rows, row, _INTEGRATES[slot])
+                if around is not None:
+                    around.memory[slot] = (around.memory[slot] or 0) - inner
+        if row.usage.devices:
+            around = _around(rows, row, _counts_io)
+            if around is None:
+                continue
+            if around.devices is None:
+                around.devices = {device: list(v) for device, v in around.usage.devices.items()}
+            for device, delta in row.usage.devices.items():
+                own = around.devices.setdefault(device, [0, 0, 0, 0])
+                for k in range(4):
+                    own[k] -= delta[k]
+
+
+def hand_up_carries(rows: Mapping[int, Row], living: Mapping[int, UnitState]) -> None:
+    """What an ended unit still carries goes to the nearest living unit around it: nothing is forgiven."""
+    for cgroup_id, row in rows.items():
+        ended = row.next_state
+        if cgroup_id in living:
+            continue
+        heir_id = row.enclosing_id
+        while heir_id not in living:
+            heir_id = rows[heir_id].enclosing_id if heir_id in rows else ROOT_ID
+        heir = living[heir_id]
+        hand_over(ended, heir)
+        if heir.memory.current_bytes is not None:
+            a, b = heir.memory_carry_byte_ns, ended.memory_carry_byte_ns
+            heir.memory_carry_byte_ns = (a[0] + b[0], a[1] + b[1], a[2])
+
+
+def hand_over(ended: UnitState, heir: UnitState) -> None:
+    """Add the deficits of one unit to those of another."""
+    heir.carry = tuple(a + b for a, b in zip(heir.carry, ended.carry, strict=True))
+    if ended.io_carry:
+        heir.io_carry = dict(heir.io_carry)
+        for device, owed in ended.io_carry.items():
+            old = heir.io_carry.get(device, NO_IO)
+            heir.io_carry[device] = four([a + b for a, b in zip(old, owed, strict=True)])
+
+
+def _around(rows: Mapping[int, Row], row: Row, can_tell: Callable[[Row], bool]) -> Row | None:
+    """The nearest enclosing unit that can tell the quantity at all, so that it includes the inner one's."""
+    while row.usage.cgroup_id != ROOT_ID:
+        row = rows.get(row.enclosing_id) or rows[ROOT_ID]
+        if can_tell(row):
+            return row
+    return None
+
+
+def _counts(index: int) -> Callable[[Row], bool]:
+    def can_tell(row: Row) -> bool:
+        counters = row.state.reading.counters
+        return index < len(counters) and counters[index] is not None
+
+    return can_tell
+
+
+def _integrates(slot: int) -> Callable[[Row], bool]:
+    return lambda row: row.memory[slot] is not None
+
+
+def _counts_io(row: Row) -> bool:
+    return row.state.reading.io is not None
+
+
+_COUNTS = {index: _counts(index) for index in SUBTRACTED}
+_INTEGRATES = {slot: _integrates(slot) for slot in (0, 1)}

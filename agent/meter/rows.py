@@ -1,0 +1,293 @@
+"""One unit's row: its state, its reading, and the difference of the two. Pure.
+
+A row is made with nested units still in it (`raw`), then nested units are taken off (`nesting`), then it is
+finished. What falls below zero is carried to the unit's next row, so no row is negative.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.meter.memory import NS_PER_SECOND, MemoryTrack
+from agent.meter.model import COUNTER_BITS, COUNTERS, Counters, DeviceCounters, Reading
+from wire.measures import BIT, MEASURES
+from wire.v1 import usage_pb2 as pb
+
+ROOT_ID = 1
+FOLDED_ID = 0
+
+SUBTRACTED = tuple(
+    COUNTERS.index(name) for name in ("cpu_usage_ns", "cpu_user_ns", "cpu_system_ns", "oom_kills")
+)
+"""Counters that include nested units. Throttling, pressure and peaks are a cgroup's own."""
+_CPU = COUNTERS.index("cpu_usage_ns")
+_MAY_LAG = frozenset((COUNTERS.index("cpu_user_ns"), COUNTERS.index("cpu_system_ns")))
+"""The kernel scales these two to fit the usage (cputime_adjust); they may step back and then catch up."""
+_IO_BITS = tuple(BIT[name] for name in ("io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops"))
+_IO_KNOWN = sum(1 << bit for bit in _IO_BITS)
+_MEMORY, _WORKING_SET, _MEMORY_ERROR = (
+    BIT[name]
+    for name in ("memory_byte_seconds", "memory_working_set_byte_seconds", "memory_error_byte_seconds")
+)
+_MEMORY_PEAK, _PIDS_PEAK = BIT["memory_peak_bytes"], BIT["pids_peak"]
+_MAXIMA = (_MEMORY_PEAK, _PIDS_PEAK)
+NO_IO: DeviceCounters = (0, 0, 0, 0)
+_NOTHING = (0,) * len(SUBTRACTED)
+_MEASURE_COUNT = len(MEASURES)
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """What one unit used over an interval. `values[k]` is measure k, 0 where bit k of `known` is clear."""
+
+    tenant: str
+    cgroup_id: int
+    path: str
+    flags: int
+    known: int
+    values: list[int]
+    devices: dict[str, DeviceCounters]
+    opens: bool
+    """First row of the incarnation in its epoch: the counters it starts from go into the batch."""
+    counters_before: Counters
+    io_before: dict[str, DeviceCounters] | None
+
+
+class UnitState(msgspec.Struct, array_like=True):
+    """What is remembered of a unit between two intervals."""
+
+    reading: Reading
+    """Last known value of every field: a field that is unreadable once keeps its older value here."""
+    memory: MemoryTrack
+    tenant: str
+    opened: bool
+    """Its opening has been written in this epoch."""
+    carry: tuple[int, ...] = _NOTHING
+    """<= 0 per subtracted counter: counted in inner units before it was counted here."""
+    io_carry: dict[str, DeviceCounters] = {}
+    memory_carry_byte_ns: tuple[int, int, int] = (0, 0, 0)
+    """Remainders below one byte-second, or what inner units had more: memory, working set, error."""
+
+
+class Row:
+    """A row while nested units are being subtracted. Integrals are in byte-nanoseconds until `finish`."""
+
+    __slots__ = ("devices", "enclosing_id", "flags", "host_cpu_ns", "memory", "next_state", "state", "usage")
+
+    def __init__(self, state: UnitState, next_state: UnitState, usage: Usage, memory: MemoryTrack) -> None:
+        self.state = state
+        self.next_state = next_state
+        self.usage = usage
+        self.flags = usage.flags
+        self.enclosing_id = state.reading.enclosing_id
+        self.memory: list[int | None] = [memory.byte_ns, memory.working_set_byte_ns, memory.error_byte_ns]
+        self.devices: dict[str, list[int]] | None = None
+        self.host_cpu_ns = usage.values[COUNTER_BITS[_CPU]]
+
+    def finish(self) -> Usage:
+        usage, state, after = self.usage, self.state, self.next_state
+        values = usage.values
+        if self.devices is not None or any(state.carry) or state.io_carry or min(values) < 0:
+            self._settle_deficits()
+        carry = list(state.memory_carry_byte_ns)
+        for slot, bit in enumerate((_MEMORY, _WORKING_SET, _MEMORY_ERROR)):
+            total = self.memory[slot]
+            if total is None or (slot == 2 and self.memory[0] is None):
+                continue
+            total += carry[slot]
+            values[bit] = max(0, total) // NS_PER_SECOND
+            carry[slot] = total - values[bit] * NS_PER_SECOND
+            usage.known |= 1 << bit
+        after.memory_carry_byte_ns = (carry[0], carry[1], carry[2])
+        usage.flags = self.flags
+        return usage
+
+    def _settle_deficits(self) -> None:
+        usage, state = self.usage, self.state
+        carry = list(state.carry)
+        for slot, counter in enumerate(SUBTRACTED):
+            bit = COUNTER_BITS[counter]
+            total = usage.values[bit] + carry[slot]
+            usage.values[bit] = max(0, total)
+            carry[slot] = min(0, total)
+        self.next_state.carry = tuple(carry)
+        if self.devices is not None or state.io_carry:
+            devices: dict[str, DeviceCounters] = {}
+            io_carry: dict[str, DeviceCounters] = {}
+            own = self.devices if self.devices is not None else {k: list(v) for k, v in usage.devices.items()}
+            for device in own.keys() | state.io_carry.keys():
+                old = state.io_carry.get(device, NO_IO)
+                total4 = [a + b for a, b in zip(own.get(device, NO_IO), old, strict=True)]
+                if any(v > 0 for v in total4):
+                    devices[device] = four([max(0, v) for v in total4])
+                if any(v < 0 for v in total4):
+                    io_carry[device] = four([min(0, v) for v in total4])
+            usage.devices, self.next_state.io_carry = devices, io_carry
+            _set_io(usage.values, devices)
+
+
+def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: int) -> Row:
+    """Difference of one unit's reading to its state, nested units still included."""
+    before = state.reading
+    values = [0] * _MEASURE_COUNT
+    known = 0
+    flags = 0
+    kept: list[int | None] | None = None
+    index = -1
+    for old, new, bit in zip(before.counters, reading.counters, COUNTER_BITS, strict=False):
+        index += 1
+        if new is None or old is None:
+            if old is not None:
+                kept = kept or list(reading.counters)
+                kept[index] = old
+            continue
+        delta = new - old
+        if delta < 0:
+            if index in _MAY_LAG:
+                kept = kept or list(reading.counters)
+                kept[index], delta = old, 0
+            else:
+                delta = new
+                flags |= pb.ROW_FLAG_COUNTER_RESET
+        values[bit] = delta
+        known |= 1 << bit
+    io = reading.io
+    devices: dict[str, DeviceCounters] = {}
+    if io is None:
+        io = before.io
+    elif before.io is not None:
+        known |= _IO_KNOWN
+        if io:
+            devices, reset = _io_deltas(before.io, io)
+            flags |= reset
+            _set_io(values, devices)
+        if before.io.keys() - io.keys():
+            # A device that is gone for now (unplugged, or its line unreadable once) keeps its counters.
+            io = {**before.io, **io}
+
+    memory = state.memory
+    memory.add(
+        boottime_ns,
+        reading.memory_current_bytes,
+        reading.memory_inactive_file_bytes,
+        reading.pids_current,
+        longest_gap_ns,
+    )
+    known |= _peaks(values, memory, before, reading)
+    if memory.estimated and memory.byte_ns is not None:
+        flags |= pb.ROW_FLAG_MEMORY_ESTIMATED
+
+    if kept is not None or io is not reading.io:
+        reading = msgspec.structs.replace(
+            reading, io=io, counters=tuple(kept) if kept is not None else reading.counters
+        )
+    usage = Usage(
+        state.tenant,
+        reading.cgroup_id,
+        reading.path,
+        flags,
+        known,
+        values,
+        devices,
+        not state.opened,
+        before.counters,
+        before.io,
+    )
+    next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
+    return Row(state, next_state, usage, memory)
+
+
+def ended(state: UnitState) -> Row:
+    """The last row of a unit whose end nobody saw: what memory was sampled since its last reading."""
+    reading, memory = state.reading, state.memory
+    values = [0] * _MEASURE_COUNT
+    known = sum(1 << COUNTER_BITS[i] for i, value in enumerate(reading.counters) if value is not None)
+    if reading.io is not None:
+        known |= _IO_KNOWN
+    known |= _peaks(values, memory, reading, reading)
+    flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
+    usage = Usage(
+        state.tenant,
+        reading.cgroup_id,
+        reading.path,
+        flags,
+        known,
+        values,
+        {},
+        not state.opened,
+        reading.counters,
+        reading.io,
+    )
+    next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
+    return Row(state, next_state, usage, memory)
+
+
+def _peaks(values: list[int], memory: MemoryTrack, before: Reading, reading: Reading) -> int:
+    """Set the maxima within the interval and return their bits. A lifetime peak counts only if it rose."""
+    known = 0
+    for bit, sampled, old, new in (
+        (_MEMORY_PEAK, memory.peak_bytes, before.memory_peak_bytes, reading.memory_peak_bytes),
+        (_PIDS_PEAK, memory.pids_peak, before.pids_peak, reading.pids_peak),
+    ):
+        if sampled is not None:
+            values[bit] = max(sampled, new) if new is not None and old is not None and new > old else sampled
+            known |= 1 << bit
+    return known
+
+
+def _io_deltas(
+    before: dict[str, DeviceCounters], now: dict[str, DeviceCounters]
+) -> tuple[dict[str, DeviceCounters], int]:
+    devices: dict[str, DeviceCounters] = {}
+    flags = 0
+    for device, counters in now.items():
+        old = before.get(device, NO_IO)
+        if counters == old:
+            continue
+        delta = [b - a for a, b in zip(old, counters, strict=True)]
+        if min(delta) < 0:
+            # The device was replaced under the same number: its counters started from zero.
+            delta, flags = list(counters), int(pb.ROW_FLAG_COUNTER_RESET)
+        devices[device] = four(delta)
+    return devices, flags
+
+
+def first_state(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
+    memory = MemoryTrack(boottime_ns, reading.memory_current_bytes, reading.memory_inactive_file_bytes)
+    return UnitState(reading, memory, tenant, opened=False)
+
+
+def born(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
+    """The state of a unit at a time when it did not exist: all that is known of it now was 0 then."""
+    zero = msgspec.structs.replace(
+        reading,
+        counters=tuple(None if value is None else 0 for value in reading.counters),
+        io=None if reading.io is None else {},
+        memory_current_bytes=None if reading.memory_current_bytes is None else 0,
+        memory_inactive_file_bytes=None if reading.memory_inactive_file_bytes is None else 0,
+        memory_peak_bytes=None if reading.memory_peak_bytes is None else 0,
+        pids_peak=None if reading.pids_peak is None else 0,
+    )
+    return first_state(zero, tenant, boottime_ns)
+
+
+def add(total: Usage, later: Usage) -> None:
+    """Add a later stretch of the same unit. A measure is known of the whole if it is known of either part."""
+    for bit, value in enumerate(later.values):
+        if bit in _MAXIMA:
+            total.values[bit] = max(total.values[bit], value)
+        else:
+            total.values[bit] += value
+    total.known |= later.known
+    total.flags |= later.flags
+    for device, delta in later.devices.items():
+        old = total.devices.get(device, NO_IO)
+        total.devices[device] = four([a + b for a, b in zip(old, delta, strict=True)])
+
+
+def four(values: list[int]) -> DeviceCounters:
+    return (values[0], values[1], values[2], values[3])
+
+
+def _set_io(values: list[int], devices: dict[str, DeviceCounters]) -> None:
+    for slot, bit in enumerate(_IO_BITS):
+        values[bit] = sum(delta[slot] for delta in devices.values())
