@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,8 @@ DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
 
 D = msgspec.Meta
+
+_PORT = re.compile("[0-9]{1,5}")
 
 
 class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -122,7 +125,8 @@ def read(path: Path | None) -> Settings:
     """Settings of a file, or all defaults if none is named and the default one is not there."""
     if path is None and not DEFAULT_FILE.exists():
         return Settings()
-    settings = load(path or DEFAULT_FILE, Settings)
+    path = path or DEFAULT_FILE
+    settings = load(path, Settings)
     tls = settings.tls
     files = (tls.certificate_file, tls.key_file, tls.client_ca_file)
     if any(files) and not (all(files) and tls.trust_domain):
@@ -144,6 +148,6 @@ def read(path: Path | None) -> Settings:
 def split_address(address: str) -> tuple[str, int]:
     """("host", port) of HOST:PORT. CollectorError if it is not one."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65_535:
+    if not colon or not _PORT.fullmatch(port) or int(port) > 65_535:
         raise CollectorError(f"`{address}` is no HOST:PORT such as 0.0.0.0:9460 or [::]:9460")
     return host, int(port)

@@ -54,6 +54,18 @@ def of(directory: Path, text: str | bytes) -> Top:
         ("x: " + "[" * 500, "not YAML"),
         ("name: " + "y" * (2 << 20), "larger than"),
         ("where: ''", "expected a path"),
+        ("inner:\n  count: !!int ''", "s.yaml:2:"),
+        ("name: !!bool x", "quote the value"),
+        ("name: !!timestamp x", "quote the value"),
+        ("inner: {every: " + "9" * 400 + "d}", "expected a duration"),
+        ("inner: {every: .inf}", "expected a duration"),
+        ("inner: {every: .nan}", "expected a duration"),
+        ("inner: {size: " + "9" * 400 + "GiB}", "expected a size"),
+        ("inner: {size: " + "9" * 5_000 + "}", "quote the value"),
+        ("a: " * 30 + "1", "not YAML"),
+        ("x: " + "{a: " * 30 + "1" + "}" * 30, "nested deeper"),
+        ("? [a]\n: 1", "a key must be plain text"),
+        ("a: 1\n---\nb: 2", "not YAML"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place_and_its_fix(
@@ -106,7 +118,19 @@ def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path: Path) -> No
 
 
 @given(
-    st.one_of(st.binary(max_size=200), st.text("nameinrcoutvy:[]{}-&*!|> \n\t'\"#0123456789", max_size=120))
+    st.one_of(
+        st.binary(max_size=200),
+        st.text("nameinrcoutvy:[]{}-&*!|> \n\t'\"#0123456789", max_size=120),
+        # Right keys with any value, tagged or not: what gets past the parser.
+        st.builds(
+            "{} {}{}".format,
+            st.sampled_from(["name:", "where:", "inner:\n  every:", "inner:\n  size:", "inner:\n  count:"]),
+            st.sampled_from(
+                ["", *(f"!!{tag} " for tag in ("int", "float", "bool", "null", "binary", "map"))]
+            ),
+            st.text("0123456789.eE+-_:xKMGTiBmshd'~", max_size=30),
+        ),
+    )
 )
 def test_no_text_makes_loading_raise_anything_else(
     tmp_path_factory: pytest.TempPathFactory, text: str | bytes

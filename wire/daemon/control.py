@@ -47,7 +47,7 @@ class ControlSocket:
             self._path.chmod(0o660)
         except OSError as error:
             raise ControlError(
-                f"control socket {self._path}: {error.strerror}; set `run_dir` to a directory this user may write"
+                f"control socket {self._path}: {error.strerror or error}; set `run_dir` to a directory this user may write"
             ) from error
 
     async def close(self) -> None:
@@ -72,7 +72,7 @@ class ControlSocket:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
-        except (ValueError, OSError, TimeoutError):
+        except (ValueError, RecursionError, OSError, TimeoutError):
             pass  # Whoever asks nonsense, or goes away, gets no answer.
         finally:
             self._open -= 1

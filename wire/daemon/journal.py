@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 MAX_VALUE_CHARACTERS = 1_024
 MAX_LINE_CHARACTERS = 16_384
+MAX_DEPTH = 5
 BURST = 20
 """Lines of one event in `BURST_SECONDS`; the rest is counted and said once."""
 BURST_SECONDS = 10.0
@@ -81,17 +82,27 @@ class Journal:
         }
         for key, value in fields.items():
             line[key if key not in line else f"{key}_"] = _bounded(value)
-        text = json.dumps(line)
+        text = _json(line)
         if len(text) > MAX_LINE_CHARACTERS:
-            text = json.dumps({k: line[k] for k in ("ts", "level", "part", "event")} | {"cut": len(text)})
+            text = _json({k: line[k] for k in ("ts", "level", "part", "event")} | {"cut": len(text)})
         prefix = f"<{_PRIORITY[level]}>" if _State.priority_prefix else ""
         with _lock, contextlib.suppress(OSError, ValueError, AttributeError):
             os.write(sys.stderr.fileno(), f"{prefix}{text}\n".encode("ascii"))
 
 
-def _bounded(value: object) -> object:
-    if value is None or isinstance(value, (bool, int)):
+def _json(line: dict[str, object]) -> str:
+    """DEL is the one control character that JSON's ASCII form leaves as it is."""
+    return json.dumps(line).replace("\x7f", "\\u007f")
+
+
+def _bounded(value: object, depth: int = 0) -> object:
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        # Beyond 4300 digits Python refuses to write an int.
+        return value if -(1 << 64) < value < 1 << 64 else _text(value)
+    if depth > MAX_DEPTH:
+        return "..."
     if isinstance(value, float):
         return value if value - value == 0 else str(value)
     if isinstance(value, BaseException):
@@ -102,9 +113,9 @@ def _bounded(value: object) -> object:
             error = error.__cause__ or error.__context__
         return chain[0] if len(chain) == 1 else {**chain[0], "because": chain[1:]}
     if isinstance(value, (list, tuple)):
-        return [_bounded(item) for item in value[:50]]
+        return [_bounded(item, depth + 1) for item in value[:50]]
     if isinstance(value, dict):
-        return {_text(k): _bounded(v) for k, v in list(value.items())[:50]}
+        return {_text(k): _bounded(v, depth + 1) for k, v in list(value.items())[:50]}
     return _text(value)
 
 

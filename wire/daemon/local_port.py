@@ -10,8 +10,8 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -74,7 +74,9 @@ class LocalPort:
             self._server = None
 
 
-class _Server(ThreadingMixIn, HTTPServer):
+class _Server(ThreadingMixIn, TCPServer):
+    # Not HTTPServer: that asks DNS for its own name before it listens.
+    allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
     request_queue_size = 32

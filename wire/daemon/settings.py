@@ -21,6 +21,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_SECONDS = 1e9
+"""Thirty years, and its nanoseconds fit 63 bits."""
+MAX_BYTES = 1 << 62
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNIT_BYTES = {"": 1, "b": 1}
@@ -138,7 +141,8 @@ def _plain_value(node: yaml.Node, path: _Path, file: str, places: dict[_Path, _P
     loader = yaml.CSafeLoader("")
     try:
         value = loader.construct_object(node)
-    except (yaml.YAMLError, ValueError) as error:
+    # PyYAML's constructors trip over explicit tags (`!!int ""`, `!!bool x`, `!!timestamp x`).
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
         raise SettingsError(f"{file}:{line}: {' '.join(str(error).split())[:200]}; quote the value") from None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(node.value)
 
@@ -206,18 +210,22 @@ def _all_keys(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
 
 def _decode(kind: type, value: Any) -> Any:
     if kind is Seconds:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e10:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MAX_SECONDS:
             return Seconds(value)
         match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
         if match and match[2] in _UNIT_SECONDS:
-            return Seconds(float(match[1]) * _UNIT_SECONDS[match[2]])
+            seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+            if seconds < MAX_SECONDS:
+                return Seconds(seconds)
         raise ValueError(f"expected a duration such as 10s, 5m or 1h, found {value!r}")
     if kind is Bytes:
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_BYTES:
             return Bytes(value)
         match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
         if match and match[2].lower() in _UNIT_BYTES:
-            return Bytes(float(match[1]) * _UNIT_BYTES[match[2].lower()])
+            size = float(match[1]) * _UNIT_BYTES[match[2].lower()]
+            if size < MAX_BYTES:
+                return Bytes(size)
         raise ValueError(f"expected a size such as 64KiB, 512MB or 1GiB, found {value!r}")
     if kind is Path or issubclass(kind, Path):
         if isinstance(value, str) and value and "\0" not in value:
