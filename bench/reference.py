@@ -21,7 +21,7 @@ Both daemons read one YAML file (`--config FILE`, or `/etc/weighbridge/agent.yam
 order: maps are merged key by key, a list replaces a list. Every default is in the code, so an empty file is
 valid. An unknown key is an error with file, line and the nearest known key. `check-config` says whether a
 file is good; SIGHUP takes a changed file up, and a bad one changes nothing and shows in `status`, `/readyz`
-and the metric `reload_failed`.
+and the metrics `weighbridge_agent_reload_failed` and `weighbridge_collector_reload_failed`.
 
 Durations are written `500ms`, `10s`, `5m`, `24h`, `7d`; sizes `64KiB`, `512MB`, `1GiB`.
 Commented example files: [agent.yaml](agent.yaml), [collector.yaml](collector.yaml).

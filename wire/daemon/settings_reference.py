@@ -14,7 +14,7 @@ from wire.daemon.settings import Bytes, Seconds, struct_fields, struct_in
 
 def reference(into: type[msgspec.Struct]) -> str:
     """A Markdown table per section: key, type, default, meaning."""
-    return "\n".join(_section(into, "", "The whole file"))
+    return "\n".join(_section(into, ""))
 
 
 def example(into: type[msgspec.Struct]) -> str:
@@ -22,35 +22,38 @@ def example(into: type[msgspec.Struct]) -> str:
     return "".join(f"{line}\n" for line in _example(into, into(), 0))
 
 
-def _section(struct: type[msgspec.Struct], prefix: str, title: str) -> Iterator[str]:
-    yield f"### {f'`{prefix}`' if prefix else title}"
+def _section(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
+    yield f"### `{prefix}`" if prefix else "### At the top of the file"
     yield ""
     text = inspect.cleandoc(struct.__doc__ or "")
     if text and prefix:
         yield text
         yield ""
-    nested = []
+    nested: list[tuple[str, type[msgspec.Struct]]] = []
     rows = []
-    defaults = _defaults(struct)
+    defaults = struct()
     for key, annotation in struct_fields(struct).items():
         inner = struct_in(annotation)
-        if inner is not None and inner is not struct:
-            nested.append((f"{prefix}.{key}" if prefix else key, inner, annotation))
+        if inner is not None:
+            many = "[]" if get_origin(_bare(annotation)) is list else ""
+            nested.append((f"{prefix}.{key}{many}".lstrip("."), inner))
             if _is_section(annotation):
                 continue
-        rows.append(f"| `{key}` | {_kind(annotation)} | {_shown(defaults[key])} | {_meaning(annotation)} |")
+        default = getattr(defaults, key)
+        rows.append(f"| `{key}` | {_kind(annotation)} | {_shown(default)} | {_meaning(annotation)} |")
     if rows:
         yield "| key | type | default | meaning |"
         yield "|---|---|---|---|"
         yield from rows
         yield ""
-    for name, inner, annotation in nested:
-        yield from _section(inner, f"{name}[]" if get_origin(_bare(annotation)) is list else name, name)
+    for name, inner in nested:
+        yield from _section(inner, name)
 
 
 def _example(struct: type[msgspec.Struct], values: Any, depth: int) -> Iterator[str]:
     indent = "  " * depth
-    for key, annotation in struct_fields(struct).items():
+    # Plain keys first: below a section they would look like a part of it.
+    for key, annotation in sorted(struct_fields(struct).items(), key=lambda item: _is_section(item[1])):
         value = getattr(values, key)
         inner = struct_in(annotation)
         if inner is not None and _is_section(annotation):
@@ -61,11 +64,6 @@ def _example(struct: type[msgspec.Struct], values: Any, depth: int) -> Iterator[
             continue
         yield f"{indent}# {_meaning(annotation)}"
         yield f"{indent}#{key}: {_yaml(value)}"
-
-
-def _defaults(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    values = struct()
-    return {key: getattr(values, key) for key in struct_fields(struct)}
 
 
 def _bare(annotation: Any) -> Any:
@@ -119,7 +117,9 @@ def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Seconds):
-        return _scaled(int(value), ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")))
+        return _scaled(
+            round(value * 1000), ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms"))
+        )
     if isinstance(value, Bytes):
         return _scaled(int(value), ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "")))
     if isinstance(value, str) and not value:
