@@ -11,6 +11,8 @@ AgentId = NewType("AgentId", str)
 """A lower-case UUID with dashes; the last path segment of the agent's SPIFFE id."""
 
 DIGEST_BYTES = 32
+_PIECE_BYTES = 31 * 64
+"""Whole SHA-256 blocks, below hashlib's HASHLIB_GIL_MINSIZE."""
 
 _SPIFFE = re.compile(r"spiffe://([a-z0-9._-]{1,255})/agent/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
@@ -24,8 +26,18 @@ class BatchId(NamedTuple):
 
 
 def digest(batch: bytes) -> bytes:
-    """SHA-256 of a serialised UsageBatch: 32 bytes."""
-    return hashlib.sha256(batch).digest()
+    """SHA-256 of a serialised UsageBatch: 32 bytes.
+
+    Fed in pieces: from 2048 bytes on hashlib gives the GIL up, and to hand it over and back costs several times
+    what hashing a batch does (measured: a quarter of the collector's time).
+    """
+    if len(batch) <= _PIECE_BYTES:
+        return hashlib.sha256(batch).digest()
+    hasher = hashlib.sha256()
+    view = memoryview(batch)
+    for at in range(0, len(batch), _PIECE_BYTES):
+        hasher.update(view[at : at + _PIECE_BYTES])
+    return hasher.digest()
 
 
 def new_agent_id() -> AgentId:
