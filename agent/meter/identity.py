@@ -1,24 +1,23 @@
 r"""Cgroup path -> who it is. Pure, total: any text has an answer.
 
-Strategy. The path is walked from the root, one segment at a time. Each segment is offered to an ordered
-list of matchers together with what lies around it (the runtime directory it is in, the pod, the unit).
-The outermost container wins: it is what the host bills, and everything below is `sandbox-internal`,
-whatever runtimes are nested in it. An id is believed only in the place where a runtime puts one: 64 hex
-digits elsewhere are a name like any other.
+Strategy. The path is walked from the root, one name at a time. Each name is offered, with the names above
+it, to an ordered table: one line for each way in which a runtime writes a container. The outermost container
+wins: it is what the host bills, and everything below is `sandbox-internal`, whatever runtimes are nested in
+it and whatever names the tenant gives there. An id is believed only in the place where a runtime puts one
+and only in the shape in which that runtime makes it: 64 hex digits elsewhere, or 63 in the right place, are
+a name like any other. What is not believed is no loss: it is metered as the unit or cgroup that it is.
 
-Sources of the naming: docker and containerd (cgroupfs `/docker/<id>`, systemd `docker-<id>.scope`, wrong
-driver `system.slice:docker:<id>`), CRI-O and podman (libpod, `crio-conmon` is not the container),
-kubelet `cm/` (QoS and pod directories in both drivers, static pods with 32-hex uids), LXC/LXD/Incus
-(`lxc.payload.<name>`), systemd-nspawn and machined, Nomad, ECS, Garden, Mesos, buildkit, Kata, Slurm.
+Helpers beside a container (conmon, lxc.monitor, kata_overhead) are not the container. A virtual machine of
+libvirt is one: somebody rents it whole.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import msgspec
 
@@ -28,12 +27,16 @@ KIND_CONTAINER = "container"
 KIND_INTERNAL = "sandbox-internal"
 KINDS = (KIND_CONTAINER, KIND_INTERNAL, "pod", "service", "scope", "slice", "user", "root", "other")
 
-MAX_SEGMENT = 255
+MAX_NAME = 255
 """NAME_MAX: no cgroup has a longer name; a longer one is nobody's id."""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a path says. None where it says nothing. `unit` is the systemd unit's name as on disk (escaped)."""
+    """What a path says. None where it says nothing.
+
+    `unit` is the innermost systemd unit at or above the container, with its escapes (`\\x2d`) as systemctl
+    takes them; `pod_uid` is Kubernetes', with dashes.
+    """
 
     path: str
     runtime: str | None
@@ -43,273 +46,175 @@ class Identity(msgspec.Struct, frozen=True):
     kind: str
 
 
-class _Around(msgspec.Struct):
-    """What the segments so far have told."""
+class _Rule(NamedTuple):
+    """One way of writing a container: a name whose last group is the id, below names that end in `above`."""
 
-    runtime_directory: str | None = None
-    """Runtime whose containers are the next segments, and how their names look."""
-    in_kubepods: bool = False
-    in_ecs: bool = False
-    ecs_task: bool = False
-    pod_uid: str | None = None
-    unit: str | None = None
-    kind: str = "root"
+    runtime: str
+    name: re.Pattern[str]
+    above: re.Pattern[str]
 
 
-_Found = tuple[str | None, str] | None
-"""(runtime, container id); the runtime is None where the path does not name it."""
+def _rule(runtime: str, name: str, above: str = "") -> _Rule:
+    return _Rule(runtime, re.compile(name), re.compile(rf"(?s:.*)(?:{above})"))
 
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_ID = re.compile(r"[0-9a-f]{12,64}")
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-_UNIT = re.compile(
-    r".+\.(service|scope|slice|mount|socket|swap|timer|target|path|automount|device)", re.DOTALL
+
+def _prefixed(runtime: str, prefixes: str, container_id: str) -> _Rule:
+    """`<prefix>-<id>.scope` (systemd driver), `<prefix>-<id>` (CRI-O's and podman's cgroupfs driver) and
+    `<slice>:<prefix>:<id>`: what the systemd driver expects, given to the cgroupfs driver, which makes one
+    directory of it.
+    """
+    return _rule(runtime, rf"(?:(?:{prefixes})-|[^:]*:(?:{prefixes}):)({container_id})(?:\.scope)?")
+
+
+_HEX = r"[0-9a-f]{64}"
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+_STEP = r"[0-9a-z]{25}"
+"""BuildKit's ids: 128 bits in base 36."""
+_ECS_TASK = r"[0-9a-f-]{32,36}"
+_MACHINES = r"/machine(?:-[^/]*)?\.slice"
+
+_RULES: tuple[_Rule, ...] = (
+    # Docker; `docker/buildx` and the CI runners' groups are --cgroup-parent of containers like any other.
+    _prefixed("docker", "docker|moby", _HEX),
+    _rule("docker", rf"({_HEX})", r"/(?:docker|moby|actions_job|azpl_job)(?:/buildx)?"),
+    _prefixed("containerd", "cri-containerd|containerd|nerdctl", _HEX),
+    _rule("containerd", rf"({_HEX})", r"/(?:k8s\.io|containerd|nerdctl)"),
+    # containerd's cgroupfs driver: /<namespace>/<id>; `ctr run` lets people choose the id.
+    _rule("containerd", rf"({_NAME})", r"\A/default"),
+    _prefixed("crio", "crio", _HEX),
+    # podman; --cgroups=split puts the payload below the unit that called podman.
+    _prefixed("podman", "libpod|libpod-payload", _HEX),
+    # The steps of a build; dockerd gives its own BuildKit the prefix `docker`.
+    _prefixed("buildkit", "buildkit|docker", _STEP),
+    _rule("buildkit", rf"({_STEP}|{_HEX})", r"/buildkit"),
+    *(
+        # Low-level runtimes called directly: whatever id the caller gave.
+        _rule(runtime, rf"(?:{runtime}-(?=.*\.scope\Z)|[^:]*:{runtime}:)({_NAME}?)(?:\.scope)?")
+        for runtime in ("runc", "crun", "youki")
+    ),
+    _prefixed("isulad", "isulad", _HEX),
+    _rule("isulad", rf"({_HEX})", r"/isulad"),
+    _prefixed("pouch", "pouch", _HEX),
+    _rule("pouch", rf"({_HEX})", r"/pouch"),
+    # The process id of the starter is all the id there is.
+    _rule("apptainer", r"(?:apptainer|singularity)-([0-9]+)\.scope"),
+    _rule("apptainer", r"([0-9]+)", r"/(?:apptainer|singularity)"),
+    # Kata's host side of a container; the virtual machine itself may be in kata_overhead.
+    _rule("kata", rf"kata_(?:sandbox_)?({_HEX})"),
+    # LXC ≥ 4, LXD, Incus; LXC 3; LXC 1 and 2, Proxmox.
+    _rule("lxc", r"lxc\.payload\.((?s:.+))"),
+    _rule("lxc", rf"({_NAME})", r"/lxc(?:\.payload)?"),
+    # libvirt numbers its machines, with systemd and without; machined's other machines are nspawn's.
+    _rule("libvirt", r"machine-((?:qemu|lxc|xen|ch)\\x2d[0-9]+\\x2d.+)\.scope", _MACHINES),
+    _rule("libvirt", r"(.+)\.libvirt-(?:qemu|lxc)"),
+    _rule("rkt", r"machine-rkt\\x2d(.+)\.scope", _MACHINES),
+    _rule("nspawn", r"machine-(.+)\.scope", _MACHINES),
+    _rule("nspawn", r"systemd-nspawn@(.+)\.service"),
+    _rule("vmspawn", r"systemd-vmspawn@(.+)\.service"),
+    _rule("firecracker", rf"({_NAME})", r"/firecracker"),
+    # <allocation>.<task>, 1.3 to 1.6 with a dash; before that an id of the executor's own.
+    _rule(
+        "nomad",
+        rf"({_UUID}(?:[.-].+?)?)(?:\.scope)?",
+        r"/nomad(?:\.slice)?(?:/(?:share|reserve)(?:\.slice)?)?",
+    ),
+    # On EC2 the containers are Docker's; Fargate 1.4 runs containerd.
+    _rule("docker", rf"({_HEX})", rf"/ecs/(?:[^/]+/)?{_ECS_TASK}"),
+    _rule("containerd", r"([0-9a-f]{32}-[0-9]+)", rf"/ecs(?:/{_ECS_TASK})?"),
+    # Cloud Foundry sorts its containers into good and bad by the CPU they are entitled to.
+    _rule("garden", rf"(?!(?:good|bad)\Z)({_NAME})", r"/garden(?:/(?:good|bad))?"),
+    _rule("mesos", rf"({_UUID})", r"/mesos"),
 )
-_POD = re.compile(
-    r"(?:.*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?"
+
+_SHELVES = re.compile(
+    r"(?s:.*)/(?:kubepods|burstable|besteffort|guaranteed|kubelet|docker|moby|buildkit|buildx|actions_job|azpl_job|k8s\.io"
+    r"|containerd|nerdctl|default|libpod_parent|isulad|pouch|apptainer|singularity|lxc|lxc\.payload|lxc\.monitor"
+    r"|firecracker|garden|mesos|nomad|ecs|kata_overhead)/*"
 )
+"""Directories in which runtimes keep their containers; nobody runs in them."""
+
+_NO_CONTAINERS = ("/libpod_parent", "/kata_overhead", "/lxc.monitor")
+"""Below them 64 hex digits are a podman pod or a helper of the container of that id."""
+
+_CONTAINER_OF_POD = re.compile(rf"{_HEX}|{_UUID}")
+_HEX_ALONE = re.compile(_HEX)
+
+_POD_SLICE = re.compile(r"(?:.+[-_])?kubepods(?:-[a-z]+)?-pod([0-9A-Za-z_]+)\.slice")
+"""systemd driver. Dashes of the uid are underscores; kubelet in a slice of its own prefixes its name."""
+_POD_UID = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?")
+"""cgroupfs driver. Static pods have the hash of their manifest: 32 hex digits."""
+_POD_ANY = re.compile(r"pod([0-9A-Za-z][0-9A-Za-z_.-]*)")
+"""Whatever uid a manifest gave, in the place where only kubelet makes directories."""
+_KUBEPODS = re.compile(r"(?s:.*)/kubepods(?:/(?:burstable|besteffort|guaranteed))?")
+
+_UNIT = re.compile(r"(?s:.+)\.(service|scope|slice|mount|socket|swap)")
+"""The types of systemd units that have cgroups."""
 _USER_SLICE = re.compile(r"user-[0-9]+\.slice")
-
-_SCOPE_PREFIXES: tuple[tuple[str, str], ...] = (
-    # systemd driver: <prefix>-<id>.scope. Longer prefixes first; None is a helper, not a container.
-    ("cri-containerd", "containerd"),
-    ("cri-o", "crio"),
-    ("nerdctl", "containerd"),
-    ("containerd", "containerd"),
-    ("docker", "docker"),
-    ("moby", "docker"),
-    ("libpod-payload", "podman"),
-    ("libpod", "podman"),
-    ("crio", "crio"),
-    ("buildkit", "buildkit"),
-    ("runc", "runc"),
-    ("crun", "crun"),
-    ("youki", "youki"),
-    ("kata", "kata"),
-    ("garden", "garden"),
-    ("isulad", "isulad"),
-    ("pouch", "pouch"),
-    ("apptainer", "apptainer"),
-    ("singularity", "singularity"),
-)
-_COLON_RUNTIME = {
-    "cri-containerd": "containerd",
-    "containerd": "containerd",
-    "nerdctl": "containerd",
-    "k8s.io": "containerd",
-    "docker": "docker",
-    "moby": "docker",
-    "crio": "crio",
-    "libpod": "podman",
-    "buildkit": "buildkit",
-}
-
-_DIRECTORIES: dict[str, tuple[str, re.Pattern[str]]] = {
-    # cgroupfs driver: a directory whose children are the containers of one runtime, and their names.
-    "docker": ("docker", _ID),
-    "moby": ("docker", _ID),
-    "buildkit": ("buildkit", re.compile(r"[0-9a-z]{25}|[0-9a-f]{12,64}")),
-    "buildx": ("buildkit", re.compile(r"[0-9a-z]{25}|[0-9a-f]{12,64}")),
-    "libpod_parent": ("podman", re.compile(r"libpod-([0-9a-f]{12,64})")),
-    "crio": ("crio", _ID),
-    "k8s.io": ("containerd", _ID),
-    "containerd": ("containerd", _ID),
-    "nerdctl": ("containerd", _ID),
-    "default": ("containerd", _NAME),
-    "lxc": ("lxc", _NAME),
-    "lxc.payload": ("lxc", _NAME),
-    "garden": ("garden", _NAME),
-    "mesos": ("mesos", _UUID),
-    "mesos_containers": ("mesos", _UUID),
-    "kata_overhead": ("kata-overhead", re.compile(r"(?!)")),
-    "actions_job": ("docker", _ID),
-    "azpl_job": ("docker", _ID),
-    "pouch": ("pouch", _ID),
-    "isulad": ("isulad", _ID),
-    "rkt": ("rkt", _UUID),
-    "apptainer": ("apptainer", _NAME),
-    "singularity": ("singularity", _NAME),
-}
-_HELPERS = ("conmon", "monitor", "overhead")
 
 
 def identify(path: str) -> Identity:
     """The identity of a cgroup path, relative to the cgroup mount ("/" is the root).
 
-    Trailing and doubled slashes, `/..` prefixes as seen inside a cgroup namespace and v1's " (deleted)"
-    are forgiven. `path` is given back as it came.
+    Trailing and doubled slashes, `/..` as seen from inside a cgroup namespace and the kernel's " (deleted)"
+    are forgiven; `..` never leads out of a container. `path` is given back as it came.
     """
-    around = _Around()
-    runtime = container_id = None
-    internal = False
-    segments = [s for s in path.removesuffix(" (deleted)").split("/") if s and s not in (".", "..")]
-    for index, segment in enumerate(segments):
-        if len(segment) > MAX_SEGMENT:
-            around.kind, around.runtime_directory = "other", None
+    pod_uid: str | None = None
+    unit: str | None = None
+    kind = "root"
+    names = [name for name in path.removesuffix(" (deleted)").split("/") if name not in ("", ".", "..")]
+    for index, name in enumerate(names):
+        if len(name) > MAX_NAME:
+            kind = "other"
             continue
-        found = _container(segment, around, segments[index - 1] if index else "")
+        above = "".join(f"/{n}" for n in names[max(0, index - 3) : index])
+        unit_type = match[1] if (match := _UNIT.fullmatch(name)) else None
+        found = _container(name, above, kind, unit)
         if found is not None:
             runtime, container_id = found
-            if segment.endswith(".scope") or (segment.endswith(".service") and "@" in segment):
-                around.unit = segment
-            internal = index + 1 < len(segments)
-            break
-        _enter(segment, around, segments[index - 1] if index else "")
-    kind = around.kind
-    if container_id is not None:
-        kind = KIND_INTERNAL if internal else KIND_CONTAINER
-    return Identity(path, runtime, container_id, around.pod_uid, around.unit, kind)
-
-
-def _container(segment: str, around: _Around, parent: str) -> _Found:
-    """(runtime, container id) if this segment is a container in its place."""
-    for matcher in _MATCHERS:
-        found = matcher(segment, around, parent)
-        if found is not None:
-            return found
-    return None
-
-
-def _by_scope(segment: str, _around: _Around, _parent: str) -> _Found:
-    """`docker-<id>.scope`, `cri-containerd-<id>.scope`, `crio-<id>`, `libpod-<id>` in either driver."""
-    name = segment.removesuffix(".scope").removesuffix(".service")
-    for prefix, runtime in _SCOPE_PREFIXES:
-        if name.startswith(f"{prefix}-"):
-            rest = name[len(prefix) + 1 :]
-            if _ID.fullmatch(rest):
-                return runtime, rest
-            if segment.endswith(".scope") and prefix == "nerdctl" and _NAME.fullmatch(rest):
-                return runtime, rest
-    return None
-
-
-def _by_colons(segment: str, around: _Around, _parent: str) -> _Found:
-    """`system.slice:docker:<id>`: a systemd-style path given to the cgroupfs driver, as one directory."""
-    parts = segment.split(":")
-    if len(parts) == 3 and parts[1] in _COLON_RUNTIME and _NAME.fullmatch(parts[2]):
-        pod = _POD.fullmatch(parts[0])
-        if pod:
-            around.pod_uid = _dashed(pod[1])
-        return _COLON_RUNTIME[parts[1]], parts[2]
-    return None
-
-
-def _by_directory(segment: str, around: _Around, parent: str) -> _Found:
-    """`/docker/<id>` and the like: the directory names the runtime, the child is the container."""
-    if around.runtime_directory is None:
-        return None
-    runtime, pattern = _DIRECTORIES[around.runtime_directory]
-    match = pattern.fullmatch(segment)
-    if match is None or segment in _DIRECTORIES or segment in _HELPERS or segment.startswith("."):
-        return None
-    if pattern is _NAME and _UNIT.fullmatch(segment):
-        return None
-    return runtime, match[match.lastindex or 0]
-
-
-def _by_pod(segment: str, around: _Around, parent: str) -> _Found:
-    """A pod's child in the cgroupfs driver: `/kubepods/burstable/pod<uid>/<id>`."""
-    if around.kind != "pod":
-        return None
-    name = segment.removesuffix(".scope")
-    return (None, name) if _ID.fullmatch(name) or _UUID.fullmatch(name) else None
-
-
-def _by_parent(segment: str, around: _Around, _parent: str) -> _Found:
-    """`docker run --cgroup-parent /batch` with the cgroupfs driver: `/batch/<64 hex>`, no runtime named."""
-    nameless = around.kind == "other" and around.runtime_directory is None
-    return (None, segment) if nameless and _HEX64.fullmatch(segment) else None
-
-
-def _by_lxc(segment: str, _around: _Around, _parent: str) -> _Found:
-    """`lxc.payload.<name>`: LXC 4+, LXD and Incus."""
-    for prefix in ("lxc.payload.", "lxc.payload@"):
-        if segment.startswith(prefix) and len(segment) > len(prefix):
-            return "lxc", segment[len(prefix) :]
-    return None
-
-
-def _by_machine(segment: str, around: _Around, parent: str) -> _Found:
-    """`machine.slice/systemd-nspawn@<name>.service`, `machine-<name>.scope`."""
-    if parent != "machine.slice":
-        return None
-    if segment.startswith("systemd-nspawn@") and segment.endswith(".service"):
-        return "nspawn", unescape(segment[len("systemd-nspawn@") : -len(".service")])
-    if segment.startswith("machine-") and segment.endswith(".scope"):
-        name = unescape(segment[len("machine-") : -len(".scope")])
-        return ("libvirt" if name.startswith(("qemu-", "lxc-")) else "nspawn"), name
-    return None
-
-
-def _by_ecs(segment: str, around: _Around, parent: str) -> _Found:
-    """`/ecs/<task>/<id>`, `/ecs/<task>-<n>` and `ecstasks-<task>.slice/docker-<id>.scope` (by scope)."""
-    if around.ecs_task and _ID.fullmatch(segment.split("-")[0]):
-        return "docker", segment
-    if parent == "ecs" and re.fullmatch(r"[0-9a-f]{32}-[0-9]+", segment):
-        return "docker", segment
-    return None
-
-
-def _by_nomad(segment: str, around: _Around, parent: str) -> _Found:
-    """`nomad.slice/share.slice/<alloc>.<task>.scope`; v1 `/nomad/<alloc>.<task>`."""
-    if parent.startswith("nomad") or parent in ("share.slice", "reserve.slice", "share", "reserve"):
-        match = re.fullmatch(rf"({_UUID.pattern})[.-](.+?)(?:\.scope)?", segment)
-        if match:
-            return "nomad", f"{match[1]}.{match[2]}"
-    return None
-
-
-def _by_kata(segment: str, _around: _Around, _parent: str) -> _Found:
-    """`kata_<id>`, `kata_sandbox_<id>`."""
-    match = re.fullmatch(r"kata_(?:sandbox_)?([0-9a-f]{12,64})", segment)
-    return ("kata", match[1]) if match else None
-
-
-_MATCHERS: tuple[Callable[[str, _Around, str], _Found], ...] = (
-    _by_scope,
-    _by_colons,
-    _by_lxc,
-    _by_machine,
-    _by_kata,
-    _by_nomad,
-    _by_ecs,
-    _by_pod,
-    _by_directory,
-    _by_parent,
-)
-
-
-def _enter(segment: str, around: _Around, parent: str) -> None:
-    """Take note of a segment that is no container."""
-    pod = _POD.fullmatch(segment)
-    if pod and (around.in_kubepods or segment.startswith(("kubepods", "kubelet-kubepods", "pod"))):
-        around.pod_uid, around.kind, around.in_kubepods = _dashed(pod[1]), "pod", True
-        if segment.endswith(".slice"):
-            around.unit = segment
-        around.runtime_directory = None
-        return
-    if "kubepods" in segment:
-        around.in_kubepods = True
-    unit = _UNIT.fullmatch(segment)
-    around.runtime_directory = segment if segment in _DIRECTORIES else None
-    if unit:
-        around.unit = segment
-        suffix = unit[1]
-        if suffix == "slice":
-            around.kind = "user" if _USER_SLICE.fullmatch(segment) else "slice"
+            if unit_type is not None:
+                # systemd escapes what it puts into a unit's name, and nobody else does.
+                unit, container_id = name, unescape(container_id)
+            if pod := _POD_SLICE.fullmatch(name.partition(":")[0]):
+                pod_uid = pod[1].replace("_", "-")
+            kind = KIND_CONTAINER if index + 1 == len(names) else KIND_INTERNAL
+            return Identity(path, runtime, container_id, pod_uid, unit, kind)
+        if unit_type is not None:
+            # systemd writes a unit that is called like a kernel file with a `_` in front: cg_escape().
+            unit = name.removeprefix("_")
+        if uid := _pod(name, above):
+            pod_uid, kind = uid, "pod"
+        elif _USER_SLICE.fullmatch(name):
+            kind = "user"
         else:
-            around.kind = suffix if suffix in ("service", "scope") else "other"
-    else:
-        around.kind = "other"
-    around.ecs_task = re.fullmatch(r"[0-9a-f]{32}|[0-9a-f-]{36}", segment) is not None and (
-        parent == "ecs" or around.in_ecs
-    )
-    around.in_ecs = around.in_ecs or segment == "ecs"
+            kind = unit_type if unit_type in ("service", "scope", "slice") else "other"
+    return Identity(path, None, None, pod_uid, unit, kind)
 
 
-def _dashed(uid: str) -> str:
-    return uid.replace("_", "-")
+def _container(name: str, above: str, kind: str, unit: str | None) -> tuple[str | None, str] | None:
+    """(runtime, id) if this name is a container in its place; `kind` and `unit` are those above it.
+
+    The runtime is None where the path does not tell it: below a pod in the cgroupfs driver, and
+    `docker run --cgroup-parent /batch`. The latter has no unit above it: inside a service or a user's
+    session 64 hex digits are somebody's hash.
+    """
+    for rule in _RULES:
+        match = rule.name.fullmatch(name)
+        if match is not None and rule.above.fullmatch(above):
+            return rule.runtime, match[1]
+    if kind == "pod" and _CONTAINER_OF_POD.fullmatch(name):
+        return None, name
+    if kind == "other" and unit is None and _HEX_ALONE.fullmatch(name) and not above.endswith(_NO_CONTAINERS):
+        return None, name
+    return None
+
+
+def _pod(name: str, above: str) -> str | None:
+    """The uid if this is a pod of Kubernetes."""
+    match = _POD_SLICE.fullmatch(name) or _POD_UID.fullmatch(name)
+    if match is None and _KUBEPODS.fullmatch(above):
+        match = _POD_ANY.fullmatch(name)
+    return match[1].replace("_", "-") if match else None
 
 
 def unescape(name: str) -> str:
@@ -333,28 +238,20 @@ def role(path: str, inside_unit: bool) -> Role:
         return Role.LEAF_UNIT
     if identity.kind in ("service", "scope"):
         return Role.UNIT
-    if identity.kind == "other" and not inside_unit and not _is_shelf(path):
+    if identity.kind == "other" and not inside_unit and not _SHELVES.fullmatch(path):
         return Role.UNIT
     return Role.PASS
 
 
-def _is_shelf(path: str) -> bool:
-    last = path.rstrip("/").rpartition("/")[2]
-    return last in _DIRECTORIES or last in (
-        "kubepods",
-        "burstable",
-        "besteffort",
-        "guaranteed",
-        "kubelet",
-        "ecs",
-    )
-
-
 def identify_lines(lines: Iterable[bytes], out: TextIO) -> int:
-    """One JSON object per input line, in order; returns how many. Bytes that are no UTF-8 are kept escaped."""
+    """One JSON object per input line, in order; returns how many.
+
+    Only the newline is taken off: a cgroup's name may hold any other byte. Bytes that are no UTF-8 become
+    `\\udc80` to `\\udcff`, from which `os.fsencode` makes them again.
+    """
     count = 0
     for line in lines:
-        path = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+        path = line.removesuffix(b"\n").decode("utf-8", "surrogateescape")
         identity = identify(path)
         out.write(json.dumps(msgspec.structs.asdict(identity)) + "\n")
         count += 1
