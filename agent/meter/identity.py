@@ -47,7 +47,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class _Rule(NamedTuple):
-    """One way of writing a container: a name whose last group is the id, below names that end in `above`."""
+    """One way of writing a container: a name whose group is the id, below names that end in `above`."""
 
     runtime: str
     name: re.Pattern[str]
@@ -128,8 +128,8 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 _SHELVES = re.compile(
-    r"(?s:.*)/(?:kubepods|burstable|besteffort|guaranteed|kubelet|docker|moby|buildkit|buildx|actions_job|azpl_job|k8s\.io"
-    r"|containerd|nerdctl|default|libpod_parent|isulad|pouch|apptainer|singularity|lxc|lxc\.payload|lxc\.monitor"
+    r"(?s:.*)/(?:kubepods(?:/(?:burstable|besteffort|guaranteed))?|kubelet|docker|moby|buildkit|buildx|actions_job"
+    r"|azpl_job|k8s\.io|containerd|nerdctl|default|libpod_parent|isulad|pouch|apptainer|singularity|lxc|lxc\.payload|lxc\.monitor"
     r"|firecracker|garden|mesos|nomad|ecs|kata_overhead)/*"
 )
 """Directories in which runtimes keep their containers; nobody runs in them."""

@@ -188,6 +188,7 @@ def test_a_container_is_one_unit_with_all_below_and_slices_are_passed_through() 
     assert role("/system.slice", inside_unit=False) is Role.PASS
     assert role("/system.slice/nginx.service", inside_unit=False) is Role.UNIT
     assert role("/kubepods/burstable", inside_unit=False) is Role.PASS
+    assert role("/burstable", inside_unit=False) is Role.UNIT
     assert role("/docker", inside_unit=False) is Role.PASS
     assert role("/mine", inside_unit=False) is Role.UNIT
     assert role("/system.slice/nginx.service/worker", inside_unit=True) is Role.PASS
