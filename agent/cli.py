@@ -283,13 +283,17 @@ def _spool_export(args: argparse.Namespace) -> int:
     if str(args.file) == "-":
         export(directory, sys.stdout.buffer)
         return 0
+    partial = args.file.with_name(f".{args.file.name}.partial")
     try:
-        with args.file.open("xb") as out:
+        if args.file.exists():
+            raise AgentError(f"{args.file} exists; name a new file")
+        with partial.open("wb") as out:
             count = export(directory, out)
-    except FileExistsError:
-        raise AgentError(f"{args.file} exists; name a new file") from None
+        partial.rename(args.file)
     except OSError as error:
         raise AgentError(f"{args.file}: {error.strerror}; name a file this user may write") from error
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{count} batches in {args.file}")
     return 0
 

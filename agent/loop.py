@@ -74,6 +74,7 @@ class MeterLoop:
         self._cadence = _cadence(settings)
         self.facts: HostFacts = host.probe(settings.read.cgroup_root, settings.read.proc_root)
         self.plan: Plan = plan.make(self.facts, settings.read.hierarchy)
+        self._cpus = self.facts.cpus
         self._reader = self._new_reader(self.plan)
         self.baseline: Baseline
         self._was_down = False
@@ -218,12 +219,15 @@ class MeterLoop:
         return int(pb.BATCH_FLAG_AGENT_WAS_DOWN) if self._was_down else 0
 
     def _producer(self, complete: bool) -> batch.Producer:
+        # A CPU that was there for a part of the interval may have been used.
+        cpus, self._cpus = self._cpus, host.online_cpus(self._settings.read.proc_root)
+        cpus = max(cpus, self._cpus)
         return batch.Producer(
             host=self._settings.host_name or self.facts.host,
             version=__version__,
-            cpus=self.facts.cpus,
+            cpus=cpus,
             coverage=self.plan.coverage | (int(pb.COVERAGE_WHOLE_HOST) if complete else 0),
-            cpu_source=self.plan.cpu_source,
+            cpu_source=self._reader.cpu_source,
             clock_unsynchronised=self.state.clock is ClockState.UNSYNCHRONISED,
             describe=self.catalogue.describe,
         )

@@ -141,15 +141,15 @@ class Load:
                     latencies.append(time.monotonic() - at)
                     room.release()
 
-            reader = asyncio.create_task(answers())
-            begun = time.monotonic()
-            for index, request in enumerate(requests):
-                if per_second is not None:
-                    await asyncio.sleep(max(0.0, begun + index * ITEMS / per_second - time.monotonic()))
-                await room.acquire()
-                sent.put_nowait((time.monotonic(), len(request.delivery.items)))
-                await call.write(request)
-            await reader
+            async with asyncio.TaskGroup() as both:
+                both.create_task(answers())
+                begun = time.monotonic()
+                for index, request in enumerate(requests):
+                    if per_second is not None:
+                        await asyncio.sleep(max(0.0, begun + index * ITEMS / per_second - time.monotonic()))
+                    await room.acquire()
+                    sent.put_nowait((time.monotonic(), len(request.delivery.items)))
+                    await call.write(request)
             await call.done_writing()
 
     def many_streams(self, agents: int, epochs: int) -> float:

@@ -35,7 +35,7 @@ class Stream:
     tenant: str = "acme"
     seq: int = 0
     last_digest: bytes = b""
-    start_unix_ns: int = field(default_factory=lambda: time.time_ns() - 3_600 * SECOND_NS)
+    start_unix_ns: int = field(default_factory=lambda: time.time_ns() - 30 * 86_400 * SECOND_NS)
 
     def message(self) -> usage_pb2.UsageBatch:
         """The next batch as a message, for tests that want to spoil it; `seal` numbers it for good."""

@@ -96,6 +96,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     root: Reading
     units: list[Reading]
     complete: bool
+    nested_oom_kills: bool = True
+    """Whether oom_kills include what lies below: v2's memory.events do, v1's memory.oom_control does not."""
 
 
 class ClockState(Enum):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agent.meter.model import COUNTER_BITS
+from agent.meter.model import COUNTER_BITS, COUNTERS
 from agent.meter.rows import NO_IO, ROOT_ID, SUBTRACTED, Row, UnitState, four
 
+_OOM_KILLS = COUNTERS.index("oom_kills")
 
-def subtract_nested(rows: Mapping[int, Row]) -> None:
-    """Take each unit's raw difference off the unit around it, so that each level keeps only its own."""
+
+def subtract_nested(rows: Mapping[int, Row], nested_oom_kills: bool) -> None:
+    """Take each unit's raw difference off the unit around it, so that each level keeps only its own.
+
+    `nested_oom_kills` is False where the kernel counts OOM kills per cgroup (v1): they are own already.
+    """
+    inclusive = SUBTRACTED if nested_oom_kills else tuple(i for i in SUBTRACTED if i != _OOM_KILLS)
     raw = [
-        (row, [row.usage.values[COUNTER_BITS[i]] for i in SUBTRACTED], list(row.memory))
+        (row, [row.usage.values[COUNTER_BITS[i]] for i in inclusive], list(row.memory))
         for row in rows.values()
     ]
     for row, counters, memory in raw:
         if row.usage.cgroup_id == ROOT_ID:
             continue
-        for index, counter in zip(SUBTRACTED, counters, strict=True):
+        for index, counter in zip(inclusive, counters, strict=True):
             if counter:
                 # Also from an outer counter that could not be read this once: its next difference covers this
                 # time too, and until then it carries a deficit.

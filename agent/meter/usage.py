@@ -184,7 +184,7 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
     for state in unseen:
         rows[state.reading.cgroup_id] = ended(state)
 
-    subtract_nested(rows)
+    subtract_nested(rows, snapshot.nested_oom_kills)
     usages = [row.finish() for row in rows.values()]
     hand_up_carries(rows, states)
 

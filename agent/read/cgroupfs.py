@@ -77,6 +77,8 @@ class CgroupReader:
         self._round = 0
         self._units: dict[int, _Unit] = {}
         self._complete = True
+        self.cpu_source = plan.cpu_source
+        """Where the host's own CPU time was read the last time."""
         self._root = _Unit(ROOT_ID, "/", ROOT_ID, Role.UNIT)
         self._root.files = self._files("", root=True)
 
@@ -101,6 +103,7 @@ class CgroupReader:
             root=root,
             units=units,
             complete=self._complete,
+            nested_oom_kills=self._plan.memory_v2,
         )
 
     def sample_memory(self) -> list[MemorySample]:
@@ -303,8 +306,10 @@ class CgroupReader:
         elif counters[1] is not None and counters[2] is not None:
             # usage_usec of the root includes steal before Linux 6.14; user + system never does.
             counters[0] = counters[1] + counters[2]
+        self.cpu_source = self._plan.cpu_source
         if counters[0] is None:
             counters[0] = cpu_total_ns(self._plan.proc_root)
+            self.cpu_source = "/proc/stat"
         return Reading(
             ROOT_ID,
             "/",

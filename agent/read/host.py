@@ -68,7 +68,7 @@ def probe(cgroup_root: Path, proc_root: Path) -> HostFacts:
         v1=v1,
         populated_v1_cpuacct=_only_in_v1(v1.get("cpuacct"), v2),
         boot_id=_text(proc_root / "sys/kernel/random/boot_id") or "unknown",
-        cpus=_online_cpus(proc_root),
+        cpus=online_cpus(proc_root),
         host=os.uname().nodename,
         kernel=os.uname().release,
         pressure=v2 is not None and ((v2 / "cpu.pressure").exists() or (proc_root / "pressure/cpu").exists()),
@@ -148,7 +148,8 @@ def _only_in_v1(cpuacct: Path | None, v2: Path | None) -> bool:
     return False
 
 
-def _online_cpus(proc_root: Path) -> int:
+def online_cpus(proc_root: Path) -> int:
+    """Logical CPUs that run now; they may come and go."""
     text = _text(proc_root / "stat") or ""
     return (
         sum(1 for line in text.split("\n") if line.startswith("cpu") and line[3:4].isdigit())

@@ -49,7 +49,7 @@ class Plan:
     @property
     def cpu_source(self) -> str:
         """Where the host's own CPU total is read, as the batch says it."""
-        return "cpuacct.usage" if self.root_cpuacct else "cpu.stat" if self.tree_is_v2 else "/proc/stat"
+        return "cpuacct.usage" if self.root_cpuacct else "cpu.stat"
 
     @property
     def coverage(self) -> int:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 from google.protobuf.message import DecodeError
 
-from agent.ship.spool import FILE_NAME, SpoolError, StoredBatch
+from agent.ship.spool import FILE_NAME, SpoolError, StoredBatch, is_damage
 from wire.identity import digest
 from wire.limits import MAX_BATCH_BYTES
 from wire.v1 import usage_pb2 as pb
@@ -123,5 +123,10 @@ def _read_only(directory: Path) -> sqlite3.Connection:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
         db.execute("SELECT 1 FROM meta").fetchone()
     except sqlite3.Error as error:
-        raise SpoolError(f"{path}: {error}; run as a user who may read it") from error
+        fix = (
+            "start the agent, which sets a damaged spool aside"
+            if is_damage(error)
+            else "run as a user who may read it"
+        )
+        raise SpoolError(f"{path}: {error}; {fix}") from error
     return db

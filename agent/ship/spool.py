@@ -325,7 +325,7 @@ class Spool:
                 self.opened = Opened.ADOPTED
                 return
         except (SpoolCorrupt, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and not _is_damage(error):
+            if isinstance(error, sqlite3.DatabaseError) and not is_damage(error):
                 raise SpoolError(f"{path}: {error}; free the disk or make the directory writable") from error
             with contextlib.suppress(AttributeError, sqlite3.Error):
                 self._db.close()
@@ -438,12 +438,12 @@ class Spool:
 
     def _named(self, error: sqlite3.Error) -> SpoolError:
         path = self.directory / FILE_NAME
-        if _is_damage(error):
+        if is_damage(error):
             return SpoolCorrupt(f"{path}: {error}")
         return SpoolUnavailable(f"{path}: {error}; free space on its disk or mount it writable")
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: sqlite3.Error) -> bool:
     """Whether the file itself is wrong, rather than the disk unwilling. SQLITE_ERROR is SQL that the file's
     schema does not know, since ours is fixed.
     """

@@ -121,16 +121,11 @@ class DurableLog:
         self._min_free_bytes = min_free_bytes
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-            self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._lock_fd = _lock(directory)
         except OSError as error:
             raise LogError(
                 f"log directory {directory}: {error.strerror}; make it writable for this user or set `log.directory`"
             ) from error
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock_fd)
-            raise LogError(f"{directory} is in use by another collector; stop it first") from None
         self.torn_bytes = 0
         self._fd = -1
         self._base: int
@@ -337,7 +332,28 @@ def scan(directory: Path, start: int = 0, end: int | None = None) -> Iterator[Re
 
 
 def repair(directory: Path) -> list[str]:
-    """Rewrite damaged segments without their damaged places; the originals stay as *.damaged. Says what it did."""
+    """Rewrite damaged segments without their damaged places; the originals stay as *.damaged. Says what it did.
+    LogError while a collector runs.
+    """
+    lock_fd = _lock(directory)
+    try:
+        return _repair(directory)
+    finally:
+        os.close(lock_fd)
+
+
+def _lock(directory: Path) -> int:
+    """Hold the log: one writer at a time."""
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise LogError(f"{directory} is in use by another collector; stop it first") from None
+    return fd
+
+
+def _repair(directory: Path) -> list[str]:
     done = []
     for base in segments(directory):
         path = directory / f"{base:020d}.log"
@@ -354,8 +370,14 @@ def repair(directory: Path) -> list[str]:
                 hole = bytes(data[start + _HEADER.size : stop])
                 filler = frame(Kind.REFUSED, 0, bytes(16), 0, 0, digest(hole), b"", hole)
                 data[start:stop] = b"".join(filler)
-        os.rename(path, path.with_suffix(".log.damaged"))
-        path.write_bytes(data)
+        # The original keeps its bytes under a second name before the mended file takes the first.
+        mended = path.with_suffix(".log.mended")
+        with mended.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(path, path.with_suffix(".log.damaged"))
+        os.replace(mended, path)
         done.append(
             f"{path.name}: {len(bad)} damaged places replaced by fillers; original kept as {path.name}.damaged"
         )

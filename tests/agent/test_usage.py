@@ -83,6 +83,20 @@ def test_what_nested_units_used_is_taken_off_the_unit_around_them() -> None:
     assert [cpu(outcome, i) for i in (1, 7, 8, 9)] == [10, 30, 35, 25]
 
 
+def test_oom_kills_are_taken_off_the_outer_unit_only_where_the_kernel_counts_them_there_too() -> None:
+    def kills(cgroup_id: int, count: int, around: int = 1) -> Reading:
+        return reading(cgroup_id, 0, around=around, counters={"oom_kills": count})
+
+    bit = BIT["oom_kills"]
+    before = begin(kills(7, 0), kills(8, 0, around=7))
+    v2 = step(before, snapshot(110, root(0), kills(7, 3), kills(8, 2, around=7)))
+    assert [row(v2, i).values[bit] for i in (7, 8)] == [1, 2]
+    before = begin(kills(7, 0), kills(8, 0, around=7))
+    taken = snapshot(110, root(0), kills(7, 3), kills(8, 2, around=7))
+    v1 = step(before, msgspec.structs.replace(taken, nested_oom_kills=False))
+    assert [row(v1, i).values[bit] for i in (7, 8)] == [3, 2]
+
+
 def test_an_inner_unit_counted_ahead_of_the_outer_one_leaves_a_deficit_and_no_negative_row() -> None:
     outcome = step(begin(reading(7, 0)), snapshot(110, root(80), reading(7, 100)))
     assert [cpu(outcome, i) for i in (1, 7)] == [0, 100]

@@ -161,6 +161,8 @@ def test_one_collector_at_a_time(tmp_path: Path) -> None:
     log = DurableLog(tmp_path, SEGMENT, FREE)
     with pytest.raises(LogError, match="in use by another collector"):
         DurableLog(tmp_path, SEGMENT, FREE)
+    with pytest.raises(LogError, match="stop it first"):
+        repair(tmp_path)
     log.close()
 
 
