@@ -34,6 +34,7 @@ _MAXIMA = (_MEMORY_PEAK, _PIDS_PEAK)
 NO_IO: DeviceCounters = (0, 0, 0, 0)
 _NOTHING = (0,) * len(SUBTRACTED)
 _MEASURE_COUNT = len(MEASURES)
+_COUNTER_MASKS = tuple(1 << bit for bit in COUNTER_BITS)
 
 
 class Usage(msgspec.Struct, array_like=True):
@@ -132,24 +133,32 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
     known = 0
     flags = 0
     kept: list[int | None] | None = None
-    index = -1
-    for old, new, bit in zip(before.counters, reading.counters, COUNTER_BITS, strict=False):
-        index += 1
-        if new is None or old is None:
-            if old is not None:
-                kept = kept or list(reading.counters)
-                kept[index] = old
+    odd = False
+    for old, new, bit, mask in zip(
+        before.counters, reading.counters, COUNTER_BITS, _COUNTER_MASKS, strict=False
+    ):
+        if old is None:
             continue
-        delta = new - old
-        if delta < 0:
+        if new is None or new < old:
+            odd = True
+            continue
+        values[bit] = new - old
+        known |= mask
+    if odd:
+        kept = list(reading.counters)
+        for index, (old, new) in enumerate(zip(before.counters, reading.counters, strict=False)):
+            if old is None or (new is not None and new >= old):
+                continue
+            bit = COUNTER_BITS[index]
+            if new is None:
+                kept[index] = old
+                continue
             if index in _MAY_LAG:
-                kept = kept or list(reading.counters)
-                kept[index], delta = old, 0
+                kept[index] = old
             else:
-                delta = new
+                values[bit] = new
                 flags |= pb.ROW_FLAG_COUNTER_RESET
-        values[bit] = delta
-        known |= 1 << bit
+            known |= 1 << bit
     io = reading.io
     devices: dict[str, DeviceCounters] = {}
     if io is None:

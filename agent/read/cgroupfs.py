@@ -33,8 +33,6 @@ RETRY_MISSING_EVERY = 30
 _GONE = frozenset((errno.ENODEV, errno.ENOENT))
 _ABSENT = frozenset((errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL))
 
-_CPU_STAT_MICROSECONDS = (b"usage_usec", b"user_usec", b"system_usec", b"throttled_usec")
-
 RoleOf = Callable[[str, bool], Role]
 
 
@@ -231,11 +229,7 @@ class CgroupReader:
             if cpu_text is None and not os.path.isdir(f"{plan.tree}{unit.path}"):
                 return None
             if plan.tree_is_v2:
-                stat = parse.keyed(cpu_text)
-                usage, user, system, throttled_ns = (
-                    parse.microseconds(stat.get(key)) for key in _CPU_STAT_MICROSECONDS
-                )
-                periods, throttled = stat.get(b"nr_periods"), stat.get(b"nr_throttled")
+                usage, user, system, periods, throttled, throttled_ns = parse.cpu_stat(cpu_text)
             else:
                 usage = parse.number(cpu_text)
                 user, system = parse.number(text(files[_CPU_USER])), parse.number(text(files[_CPU_SYSTEM]))

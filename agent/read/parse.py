@@ -19,6 +19,11 @@ _IO_KEYS = (b"rbytes", b"wbytes", b"rios", b"wios")
 # Read at every interval of every cgroup: one pass of a regular expression costs a third of splitting lines.
 _KEYED = re.compile(rb"^(\S+) +([0-9]{1,20})[ \t\r]*$", re.MULTILINE)
 _PRESSURE = re.compile(rb"^(some|full) .*\btotal=([0-9]{1,20})[ \t\r]*$", re.MULTILINE)
+_CPU_STAT_AS_PRINTED = re.compile(
+    rb"usage_usec ([0-9]{1,16})\nuser_usec ([0-9]{1,16})\nsystem_usec ([0-9]{1,16})\n"
+    rb"(?:(?!nr_periods)[a-z_.]+ [0-9]+\n)*"
+    rb"(?:nr_periods ([0-9]{1,16})\nnr_throttled ([0-9]{1,16})\nthrottled_usec ([0-9]{1,16})\n)?"
+)
 _PRESSURE_AS_PRINTED = re.compile(
     rb"some [a-z0-9. =]*total=([0-9]{1,19})\nfull [a-z0-9. =]*total=([0-9]{1,19})\n\Z"
 )
@@ -50,6 +55,33 @@ def keyed(text: bytes | None) -> dict[bytes, int]:
     return {
         key: value for key, digits in reversed(_KEYED.findall(text)) if (value := int(digits)) <= _MAX_COUNTER
     }
+
+
+def cpu_stat(text: bytes | None) -> tuple[int | None, ...]:
+    """usage, user and system ns, periods, throttled periods, throttled ns of a v2 cpu.stat."""
+    usual = _CPU_STAT_AS_PRINTED.match(text) if text else None
+    if usual is not None and text is not None:
+        usage, user, system, periods, throttled, throttled_us = usual.groups()
+        if periods is not None:
+            return (
+                int(usage) * 1_000,
+                int(user) * 1_000,
+                int(system) * 1_000,
+                int(periods),
+                int(throttled),
+                int(throttled_us) * 1_000,
+            )
+        if b"nr_" not in text and b"throttled" not in text:
+            return int(usage) * 1_000, int(user) * 1_000, int(system) * 1_000, None, None, None
+    stat = keyed(text)
+    return (
+        microseconds(stat.get(b"usage_usec")),
+        microseconds(stat.get(b"user_usec")),
+        microseconds(stat.get(b"system_usec")),
+        stat.get(b"nr_periods"),
+        stat.get(b"nr_throttled"),
+        microseconds(stat.get(b"throttled_usec")),
+    )
 
 
 def field(text: bytes | None, key: bytes) -> int | None:

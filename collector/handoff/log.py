@@ -377,7 +377,7 @@ def _repair(directory: Path) -> list[str]:
             file.flush()
             os.fsync(file.fileno())
         os.link(path, path.with_suffix(".log.damaged"))
-        os.replace(mended, path)
+        mended.replace(path)
         done.append(
             f"{path.name}: {len(bad)} damaged places replaced by fillers; original kept as {path.name}.damaged"
         )

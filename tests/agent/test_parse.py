@@ -93,9 +93,36 @@ def test_blkio_joins_bytes_and_operations() -> None:
     assert parse.io_v1(None, None) is None
 
 
+CPU_STAT = b"usage_usec 5\nuser_usec 3\nsystem_usec 2\nnice_usec 0\ncore_sched.force_idle_usec 0\n"
+BANDWIDTH = b"nr_periods 7\nnr_throttled 4\nthrottled_usec 9\nnr_bursts 0\nburst_usec 0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CPU_STAT, (5_000, 3_000, 2_000, None, None, None)),
+        (CPU_STAT + BANDWIDTH, (5_000, 3_000, 2_000, 7, 4, 9_000)),
+        (CPU_STAT + b"odd line\n" + BANDWIDTH, (5_000, 3_000, 2_000, 7, 4, 9_000)),
+        (
+            CPU_STAT + b"nr_periods 7\nnr_throttled x\nthrottled_usec 9\n",
+            (5_000, 3_000, 2_000, 7, None, 9_000),
+        ),
+        (BANDWIDTH + CPU_STAT, (5_000, 3_000, 2_000, 7, 4, 9_000)),
+        (b"usage_usec 5\n", (5_000, None, None, None, None, None)),
+        (CPU_STAT.replace(b"5", b"99999999999999999999999"), (None, 3_000, 2_000, None, None, None)),
+        (b"", (None,) * 6),
+        (None, (None,) * 6),
+    ],
+)
+def test_cpu_stat_is_read_as_printed_and_in_any_other_order(
+    text: bytes | None, expected: tuple[int | None, ...]
+) -> None:
+    assert parse.cpu_stat(text) == expected
+
+
 @given(st.binary(max_size=400))
 def test_no_bytes_make_a_parser_raise(data: bytes) -> None:
-    for function in (parse.number, parse.limit, parse.keyed, parse.pressure, parse.io_v2):
+    for function in (parse.number, parse.limit, parse.keyed, parse.cpu_stat, parse.pressure, parse.io_v2):
         function(data)
     parse.field(data, b"some")
     parse.io_v1(data, data)
