@@ -239,22 +239,21 @@ class CgroupReader:
                 periods, throttled = stat.get(b"nr_periods"), stat.get(b"nr_throttled")
                 throttled_ns = stat.get(b"throttled_time")
             oom = memory = inactive = peak = limit = None
-            if self._there(files[_MEMORY]):
-                memory = parse.number(text(files[_MEMORY]))
+            if self._there(files[_MEMORY]) and (memory_text := text(files[_MEMORY])) is not None:
+                memory = parse.number(memory_text)
                 inactive = self._inactive(files)
                 peak = parse.number(text(files[_MEMORY_PEAK]))
                 limit = parse.limit(text(files[_MEMORY_LIMIT]))
                 oom = parse.field(text(files[_OOM]), b"oom_kill")
             io = None
-            if self._there(files[_IO]):
-                io_text = text(files[_IO])
+            if self._there(files[_IO]) and (io_text := text(files[_IO])) is not None:
                 io = parse.io_v2(io_text) if plan.io_v2 else parse.io_v1(io_text, text(files[_IO_OPS]))
-                if io is None and io_text is not None:
+                if io is None:
                     # The file is there and empty: no device has been used yet. It counts from here.
                     io = {}
             pids = pids_peak = None
-            if self._there(files[_PIDS]):
-                pids, pids_peak = parse.number(text(files[_PIDS])), parse.number(text(files[_PIDS_PEAK]))
+            if self._there(files[_PIDS]) and (pids_text := text(files[_PIDS])) is not None:
+                pids, pids_peak = parse.number(pids_text), parse.number(text(files[_PIDS_PEAK]))
             return Reading(
                 unit.cgroup_id,
                 unit.path,
