@@ -40,6 +40,7 @@ from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 
 CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
+STUCK_SECONDS = 60.0
 CHECKPOINT_FILE = "streams.db"
 ENDPOINTS_FILE = "endpoints.json"
 CONTROL_SOCKET = "collector.sock"
@@ -57,6 +58,7 @@ class Server:
         self._streams = Streams()
         self._stop = asyncio.Event()
         self._reload_error = ""
+        self._beat = time.monotonic()
 
     async def run(self) -> None:
         settings = self._settings
@@ -154,13 +156,23 @@ class Server:
         registry = new_registry()
         registry.register(CollectorMetrics(self._tally, self._gauges))
         where = self._settings.local_port
-        return LocalPort(where.address, where.port, registry, dict, self._unready)
+        return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         yield "streams", "Streams known: one per agent and epoch.", len(self._streams)
         yield "log_end_bytes", "Length of the durable log since its beginning.", self._log.end
         yield "log_queued_bytes", "Bytes that wait for the disk.", self._log.queued_bytes
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
+
+    def _stuck(self) -> dict[str, str]:
+        """What only a restart can mend."""
+        reasons = {}
+        silent = time.monotonic() - self._beat
+        if silent > STUCK_SECONDS:
+            reasons["event_loop"] = f"the event loop has not run for {silent:.0f} s"
+        if not self._log.alive:
+            reasons["log_thread"] = "the thread that writes the log has ended; see the journal"
+        return reasons
 
     def _unready(self) -> dict[str, str]:
         reasons = {}
@@ -185,6 +197,7 @@ class Server:
     async def _keep_checkpoint(self) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
+            self._beat = time.monotonic()
             await self._save()
 
     async def _save(self) -> None:

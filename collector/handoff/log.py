@@ -152,6 +152,11 @@ class DurableLog:
         return self._base + self._size
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread that writes still runs."""
+        return self._thread.is_alive()
+
+    @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
