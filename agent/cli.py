@@ -12,24 +12,13 @@ from typing import Any
 from agent import __version__, config
 from agent.errors import AgentError
 from wire.daemon import journal
-from wire.daemon.control import ControlError, ask
-from wire.daemon.local_port import LocalPortError
-from wire.daemon.settings import SettingsError
+from wire.daemon.command_line import run_command
+from wire.daemon.control import ask
 
 
 def main() -> int:
-    """Run one command; 0 is success, 1 a finding, 2 wrong usage or settings."""
-    args = _parser().parse_args()
-    try:
-        return int(args.handler(args))
-    except (AgentError, SettingsError, LocalPortError, ControlError) as error:
-        print(f"weighbridge-agent: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    """Run one command; see `run_command` for the exit codes."""
+    return run_command(_parser(), AgentError)
 
 
 def _parser() -> argparse.ArgumentParser:

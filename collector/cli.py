@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import gc
 import json
-import sys
 from pathlib import Path
 
 from collector import __version__, config, log_commands
@@ -14,24 +13,13 @@ from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from wire.daemon import journal
-from wire.daemon.control import ControlError, ask
-from wire.daemon.local_port import LocalPortError
-from wire.daemon.settings import SettingsError
+from wire.daemon.command_line import run_command
+from wire.daemon.control import ask
 
 
 def main() -> int:
-    """Run one command; 0 is success, 1 a finding, 2 wrong usage or settings."""
-    args = _parser().parse_args()
-    try:
-        return int(args.handler(args))
-    except (CollectorError, SettingsError, LocalPortError, ControlError) as error:
-        print(f"weighbridge-collector: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    """Run one command; see `run_command` for the exit codes."""
+    return run_command(_parser(), CollectorError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,6 +33,7 @@ from collector.state.sqlite import Checkpoint
 from collector.tally import Tally
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
+from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
 from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
@@ -323,6 +324,5 @@ def _key_material(settings: Settings, authority: CertificateAuthority | None) ->
 
 
 def _write_endpoints(path: Path, ports: dict[str, int]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**ports, "pid": os.getpid(), "since": int(time.time())}) + "\n")
-    temporary.replace(path)
+    found = {**ports, "pid": os.getpid(), "since": int(time.time())}
+    replace_durably(path, json.dumps(found).encode() + b"\n", 0o644)

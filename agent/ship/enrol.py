@@ -7,8 +7,6 @@ does not carry it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import grpc.aio
 import msgspec
 
 from agent.errors import AgentError
+from wire.daemon.files import replace_durably
 from wire.identity import AgentId
 from wire.tls import CHANNEL_OPTIONS, client_credentials, client_credentials_without_certificate
 from wire.token import JoinToken, TokenError
@@ -68,23 +67,10 @@ class Identity(msgspec.Struct, frozen=True):
     def save(self, state_dir: Path) -> None:
         """Replace the identity atomically and durably."""
         path = state_dir / FILE_NAME
-        temporary = state_dir / f".{FILE_NAME}.{os.getpid()}.tmp"
         try:
             state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(self))
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, path)
-            directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            replace_durably(path, msgspec.json.encode(self))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise EnrolError(f"{path}: {error.strerror}; make {state_dir} writable for this user") from error
 
 

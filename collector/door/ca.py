@@ -10,9 +10,7 @@ none of this is used: point `tls` in the collector's settings at PEM files.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from collector.door.registry import CertificateRecord, Registry
 from collector.errors import CollectorError
+from wire.daemon.files import replace_durably
 from wire.identity import AgentId, spiffe_uri
 from wire.tls import PemPair
 
@@ -97,8 +96,8 @@ class CertificateAuthority:
             .sign(key, hashes.SHA256())
         )
         # The key first: a crash in between leaves a key without certificate, which `init` reports.
-        write_secret(directory / "ca.key", _key_pem(key))
-        write_secret(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        replace_durably(directory / "ca.key", _key_pem(key))
+        replace_durably(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         authority = cls(directory)
         authority.issue_server(hosts)
         return authority
@@ -117,7 +116,7 @@ class CertificateAuthority:
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         # Key and certificate in one file, so that no crash can leave two that do not match.
-        write_secret(self.directory / "server.pem", _key_pem(key) + pem)
+        replace_durably(self.directory / "server.pem", _key_pem(key) + pem)
 
     def server_pair(self) -> PemPair:
         """(key, chain) of the collector, renewed here when half of its life is over."""
@@ -231,24 +230,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def write_secret(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file atomically and durably: temporary file, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -231,6 +231,18 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.root
+def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(SpoolError, match="make it a directory this user may write"):
+            opened(disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_kill_nine_at_any_moment_leaves_batches_and_baseline_in_step(tmp_path: Path) -> None:
     """A child commits and acknowledges as fast as it can; what it leaves must always fit together."""
     child = textwrap.dedent(

@@ -194,6 +194,18 @@ def test_a_full_disk_is_said_nothing_is_claimed_and_it_goes_on_when_there_is_roo
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.root
+def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(LogError, match="Read-only"):
+            DurableLog(disk, SEGMENT, FREE)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_too_little_free_space_is_refused_before_it_is_used_up(tmp_path: Path) -> None:
     log = DurableLog(tmp_path, SEGMENT, 1 << 60)
     assert append(log, record(1, b"a")) is None
