@@ -12,6 +12,10 @@ from agent.read import parse
 from agent.read.host import HostError, Mode, hierarchies
 
 MAX_DEPTH = 256
+# What blkio calls the same two counters, by I/O scheduler and age; with the cgroups below first.
+_SCHEDULERS = ("throttle.", "bfq.", "")
+_SERVICE_BYTES = [f"{s}io_service_bytes{below}" for s in _SCHEDULERS for below in ("_recursive", "")]
+_SERVICED = [f"{s}io_serviced{below}" for s in _SCHEDULERS for below in ("_recursive", "")]
 
 
 def dump_tree(cgroup_root: Path, out: TextIO, as_json: bool) -> int:
@@ -84,14 +88,8 @@ def _cgroup(mode: Mode, v2: Path | None, v1: dict[str, Path], path: str) -> dict
     io = parse.io_v2(text(v2, "io.stat"))
     if io is None:
         io = parse.io_v1(
-            first(
-                from_v1("blkio", "blkio.throttle.io_service_bytes_recursive"),
-                from_v1("blkio", "blkio.throttle.io_service_bytes"),
-            ),
-            first(
-                from_v1("blkio", "blkio.throttle.io_serviced_recursive"),
-                from_v1("blkio", "blkio.throttle.io_serviced"),
-            ),
+            first(*(from_v1("blkio", f"blkio.{name}") for name in _SERVICE_BYTES)),
+            first(*(from_v1("blkio", f"blkio.{name}") for name in _SERVICED)),
         )
     psi = {}
     for resource in ("cpu", "memory", "io"):
@@ -126,7 +124,9 @@ def _cgroup(mode: Mode, v2: Path | None, v1: dict[str, Path], path: str) -> dict
             parse.number(from_v1("memory", "memory.max_usage_in_bytes")),
         ),
         "memory_inactive_file_bytes": first(
-            parse.field(memory_stat, b"inactive_file"), parse.field(memory_stat_v1, b"total_inactive_file")
+            parse.field(memory_stat, b"inactive_file"),
+            parse.field(memory_stat_v1, b"total_inactive_file"),
+            parse.field(memory_stat_v1, b"inactive_file"),
         ),
         "memory_limit_bytes": first(
             parse.limit(text(v2, "memory.max")), parse.limit(from_v1("memory", "memory.limit_in_bytes"))

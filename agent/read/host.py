@@ -18,6 +18,7 @@ from agent.meter.model import ClockState
 
 CONTROLLERS_V1 = ("cpu", "cpuacct", "memory", "blkio", "pids")
 OTHER_FILES = 256
+_V2_FILES = ("cgroup.procs", "cpu.stat", "memory.current", "io.stat", "pids.current", "cpu.pressure")
 _TIME_ERROR = 5
 _STA_UNSYNC = 0x0040
 
@@ -94,7 +95,14 @@ def hierarchies(cgroup_root: Path) -> tuple[Mode | None, Path | None, dict[str, 
                 v1[controller] = entry if entry.name == controller else v1.get(controller, entry)
     if v1:
         return (Mode.HYBRID if found_v2 else Mode.V1), found_v2, v1
+    if found_v2 is None and _looks_like_v2(cgroup_root):
+        found_v2 = cgroup_root
     return (Mode.V2, found_v2, {}) if found_v2 else (None, None, {})
+
+
+def _looks_like_v2(directory: Path) -> bool:
+    """A part of a v2 tree, or a copy of one, that came without cgroup.controllers."""
+    return any(next(directory.glob(f"{level}{name}"), None) for level in ("", "*/") for name in _V2_FILES)
 
 
 def files_to_keep_open(wanted: int) -> int:

@@ -272,6 +272,30 @@ def test_read_prints_every_cgroup_with_null_for_what_is_not_said(tmp_path: Path)
     assert lines["/system.slice"]["cpu_usage_ns"] is None
 
 
+def test_read_takes_a_part_of_a_tree_that_came_without_its_controllers(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "cpu.stat").write_text("usage_usec 7\n")
+    assert dumped(tmp_path)["/a"]["cpu_usage_ns"] == 7_000
+    with pytest.raises(HostError):
+        dumped(tmp_path / "a" / "nothing")
+
+
+def test_read_of_v1_falls_back_to_older_names(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path, v1=True)
+    fake.write("/x", "memory.stat", "inactive_file 5\n", "memory")
+    fake.write("/x", "cpuacct.stat", "user 3\nsystem 2\n", "cpuacct")
+    fake.write("/x", "blkio.bfq.io_service_bytes", "8:0 Read 1\n", "blkio")
+    line = dumped(fake.cgroup_root)["/x"]
+    tick = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    assert (line["memory_inactive_file_bytes"], line["cpu_user_ns"], line["cpu_system_ns"]) == (
+        5,
+        3 * tick,
+        2 * tick,
+    )
+    assert line["cpu_usage_ns"] is None
+    assert line["io"] == {"8:0": {"read_bytes": 1, "write_bytes": None, "read_ops": None, "write_ops": None}}
+
+
 def test_read_of_a_hybrid_host_is_the_union_of_its_hierarchies(tmp_path: Path) -> None:
     fake = FakeHost(tmp_path, v1=True)
     fake.write("/", "cgroup.procs", "", "unified")
