@@ -23,6 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from agent.daemon import METERING_THREAD
 from bench.cgroups import Cgroup, slice_of_our_own
 from bench.site import Site
@@ -104,7 +106,7 @@ def measure(count: int, intervals: int) -> dict[str, float]:
             time.sleep(intervals)
             process, metering = cpu_ns(pid) - before[0], cpu_ns(pid, METERING_THREAD) - before[1]
             assert 0 < metering < process
-            rss = status_kib(pid, "VmRSS") / 1024
+            rss = rss_mib(pid)
             tenants = site.ask("collector", "status")["tenants"]
             delivered = sum(t["rows"] for t in tenants.values())
             assert delivered >= count * intervals, f"only {delivered} rows arrived"
@@ -166,11 +168,9 @@ def cpu_ns(pid: int, thread: str = "") -> int:
     return total
 
 
-def status_kib(pid: int, key: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1])
-    raise KeyError(key)
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
 def _event_time(journal: str, event: str) -> float:

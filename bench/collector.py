@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc.aio
 
-from bench.agent import cpu_ns, status_kib
+from bench.agent import cpu_ns, rss_mib
 from bench.fleet import SimulatedAgent, Stream, deliveries, enrol
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
@@ -183,7 +183,7 @@ class Load:
         status: dict[str, Any] = self._site.ask("collector", "status")
         assert status["streams"] >= agents * epochs, status["streams"]
         assert self._site.collector is not None
-        return status_kib(self._site.collector.pid, "VmRSS") / 1024
+        return rss_mib(self._site.collector.pid)
 
 
 if __name__ == "__main__":
