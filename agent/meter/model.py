@@ -53,7 +53,7 @@ DeviceCounters = tuple[int, int, int, int]
 class Reading(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Counters and gauges of one metering unit at one instant.
 
-    CPU time, memory, I/O and OOM kills include everything below the cgroup (the kernel's hierarchical
+    CPU time, memory, I/O and (v2) OOM kills include everything below the cgroup (the kernel's hierarchical
     counters); throttling, pressure and peaks are the cgroup's own. `enclosing_id` is the cgroup id of
     the nearest unit around it, the root's (1) if there is none.
     """
