@@ -27,6 +27,8 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from collector.decide import admission
 from collector.decide.dedup import Seen, StreamState
 from collector.decide.validate import Refusal, Validator, check_bytes
@@ -63,7 +65,9 @@ class Opened(NamedTuple):
     latest_epoch: int
 
 
-class _Mark(NamedTuple):
+class _Mark(msgspec.Struct, frozen=True, gc=False):
+    """A batch to be marked in its stream once it is durable."""
+
     state: StreamState
     epoch: int
     seq: int

@@ -71,7 +71,7 @@ def view_of(body: bytes) -> Any | None:
 
 def regular(view: Any, rows: int) -> bool:
     """Every column has a value per row (per device), none of them large. False: look closer."""
-    columns = [column for column in _row_columns(view) if column]
+    columns = list(filter(None, _row_columns(view)))
     if any(_device_columns(view)) or view.device_row:
         devices = len(view.device_row)
         for column in _device_columns(view):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from collector.decide.columns import regular, view_of
@@ -81,7 +82,7 @@ class Bounds:
     past_ns: int = 400 * 86_400 * _NS
 
 
-class Checked(NamedTuple):
+class Checked(msgspec.Struct, frozen=True, gc=False):
     """What the pipeline needs of a good batch, or why it is none."""
 
     refusal: Refusal | None

@@ -255,7 +255,7 @@ def test_an_oversized_message_is_refused_and_counted(door: Door) -> None:
             list(IngestStub(channel).Deliver(requests(), timeout=20))
         assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "larger" in error.value.details()
-    assert door.metrics()["weighbridge_collector_broken_streams_total"] == before + 1
+    _until(lambda: door.metrics()["weighbridge_collector_broken_streams_total"] == before + 1)
 
 
 def test_a_batch_larger_than_a_batch_may_be_is_rejected_by_name(door: Door) -> None:
