@@ -62,7 +62,7 @@ MAX_TABLES_BYTES = 32 << 20
 """Container tables remembered, over all agents."""
 _HOST_MEMORY_BOUND_BYTES = 1 << 50
 """No host has a pebibyte of memory."""
-_CPU_TOLERANCE, _CPU_SLACK_NS = 1.05, 2_000_000_000
+_CPU_TOLERANCE_PERCENT, _CPU_SLACK_NS = 105, 2_000_000_000
 """Counters are read one after another, and a held clock tick or a carried deficit lands in a later interval."""
 _NS = 1_000_000_000
 
@@ -288,7 +288,7 @@ def _plausible(batch: Any, rows: int, cpu_usage_ns: int) -> Refusal | None:
         return _shape(f"cpu_usage_ns: {len(batch.cpu_usage_ns)} values for {rows} rows")
     if rows and not batch.known:
         return _shape("known: needs a value per row")
-    bound = int(batch.cpus * batch.interval_duration_ns * _CPU_TOLERANCE) + _CPU_SLACK_NS
+    bound = batch.cpus * batch.interval_duration_ns * _CPU_TOLERANCE_PERCENT // 100 + _CPU_SLACK_NS
     if cpu_usage_ns > MAX_VALUE:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"cpu_usage_ns: {cpu_usage_ns} is negative or impossible")
     if cpu_usage_ns > bound:
