@@ -20,14 +20,20 @@ def subtract_nested(rows: Mapping[int, Row], nested_oom_kills: bool) -> None:
         (row, [row.usage.values[COUNTER_BITS[i]] for i in inclusive], list(row.memory))
         for row in rows.values()
     ]
+    # Siblings share the answer, and most units of a host are siblings.
+    nearest: dict[tuple[int, int], Row | None] = {}
     for row, counters, memory in raw:
         if row.usage.cgroup_id == ROOT_ID:
             continue
+        enclosing_id = row.enclosing_id
         for index, counter in zip(inclusive, counters, strict=True):
             if counter:
                 # Also from an outer counter that could not be read this once: its next difference covers this
                 # time too, and until then it carries a deficit.
-                around = _around(rows, row, _COUNTS[index])
+                place = (enclosing_id, index)
+                if place not in nearest:
+                    nearest[place] = _around(rows, row, _COUNTS[index])
+                around = nearest[place]
                 if around is not None:
                     around.usage.values[COUNTER_BITS[index]] -= counter
         for slot in (0, 1):
