@@ -49,7 +49,7 @@ def test_delivered_cpu_equals_the_kernels_final_value_for_every_cgroup_that_live
         if kill % 10 == 0:
             born = ours.child(f"wb-chaos-{kill}.scope")
             workloads[born] = born.run(spawner(0.01) if kill == 20 else burner(0.1))
-        time.sleep(rng.uniform(0.0, 1.2))
+        time.sleep(rng.uniform(0.0, 1.8))
         if collector_kills < COLLECTOR_KILLS and kill % 2:
             site.stop("collector", signal.SIGKILL)
             collector_kills += 1
@@ -59,7 +59,7 @@ def test_delivered_cpu_equals_the_kernels_final_value_for_every_cgroup_that_live
                 site.start_agent()
                 continue
             site.start_collector()
-            time.sleep(rng.uniform(0.0, 1.2))
+            time.sleep(rng.uniform(0.0, 1.8))
         site.stop("agent", signal.SIGKILL)
         site.start_agent()
     site.wait_metering()
@@ -93,7 +93,7 @@ def test_delivered_cpu_equals_the_kernels_final_value_for_every_cgroup_that_live
             deficit = batch.host_totals.cpu_deficit_ns
     verdict = verify(site.directory / "collector" / "log")
     assert verdict.sound, verdict
-    assert verdict.batches == len(seen) >= AGENT_KILLS / 2
+    assert verdict.batches == len(seen) >= 10, "hardly anything was delivered between the kills"
     assert verdict.streams == 1, "no crash may cost an epoch"
     assert collector_kills == COLLECTOR_KILLS
     assert len(final) == 5
