@@ -11,7 +11,6 @@ the interval from the last one that was committed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -40,8 +39,6 @@ LONGER_WHEN_FULL = ((0.95, 60), (0.90, 30), (0.75, 6))
 LONGEST_INTERVAL_SECONDS = 3_600.0
 
 log = Journal("agent.loop")
-
-Clock = Callable[[], int]
 
 
 @dataclass(slots=True)
@@ -271,7 +268,11 @@ class MeterLoop:
                 f"counters were {old}, are {new}",
             )
             gaps = [*self.baseline.gaps, gap]
-            self.baseline = usage.begin(snapshot, new, self.catalogue.tenant_of, gaps)
+            fresh = usage.begin(snapshot, new, self.catalogue.tenant_of, gaps)
+            # Rows that wait for a commit are usage already metered: they go on waiting.
+            self.baseline = msgspec.structs.replace(
+                fresh, held=self.baseline.held, end_unix_ns=max(end, fresh.end_unix_ns)
+            )
             self._spool.commit([], _encode(self.baseline))
         log.warning("sources_changed", before=old, now=new)
 

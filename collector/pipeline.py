@@ -270,7 +270,13 @@ class Pipeline:
             seen = Seen.DUPLICATE if known == actual else state.judge(item.seq, actual)
             if seen is Seen.OUT_OF_WINDOW:
                 return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
-            if known is None and seen is Seen.NEW:
+            if seen is Seen.DUPLICATE:
+                job.claims_durable = True
+                self.tally.answers["duplicate"] += 1
+                return pb.Answer(epoch=item.epoch, seq=item.seq, status=_DUPLICATE)
+            if known is not None or seen is Seen.CONFLICT:
+                state = None  # the identity is another batch's already: evidence, no mark
+            else:
                 pending[item.epoch, item.seq] = actual
                 job.marks.append(_Mark(state, item.epoch, item.seq, actual, None, 0, 0))
         reason = Reason.Name(refusal.reason)

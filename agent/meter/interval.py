@@ -46,7 +46,8 @@ def interval_between(
     duration = boottime_ns - boottime_before_ns
     wall = wall_unix_ns
     aligned = wall - wall % cadence.interval_ns
-    end = aligned if wall - aligned < cadence.interval_ns // 10 else wall
+    meant = wall - aligned < cadence.interval_ns // 10 and aligned > end_before_unix_ns
+    end = aligned if meant else wall
     flags = 0
     drift = (wall - wall_before_unix_ns) - duration
     tolerance = _CLOCK_TOLERANCE_NS + duration * _CLOCK_SLEW_PPM // 1_000_000

@@ -69,6 +69,8 @@ class Baseline(msgspec.Struct):
     held: list[Stretch] = []
     """Rows that could not be committed. The last is merged with the next interval unless the host rebooted."""
     gaps: list[Gap] = []
+    complete: bool = True
+    """Whether the snapshot held every unit of its moment, so that an unknown one was born since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def begin(snapshot: Snapshot, sources: str, tenant_of: TenantOf, gaps: list[Gap]
         root=first_state(snapshot.root, tenant_of(snapshot.root), snapshot.boottime_ns),
         units={r.cgroup_id: first_state(r, tenant_of(r), snapshot.boottime_ns) for r in snapshot.units},
         gaps=gaps,
+        complete=snapshot.complete,
     )
 
 
@@ -147,8 +150,9 @@ def observe(
 def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: Cadence) -> Outcome:
     """Usage between the previous baseline and this snapshot.
 
-    Units not in the baseline were born since (the baseline held every unit of its moment), so they are
-    counted from zero. A row's tenant is the one at the start of the interval: a change of owner takes
+    Units not in the baseline were born since, if its snapshot was complete, and are counted from zero. If it was
+    not, they may be old: they are counted from now on, and what they used before stays in the row around
+    them, where it was billed. A row's tenant is the one at the start of the interval: a change of owner takes
     effect where the interval is cut, which is here.
     """
     if snapshot.boot_id != previous.boot_id:
@@ -167,7 +171,12 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
     rows: dict[int, Row] = {}
     for reading in (*snapshot.units, snapshot.root):
         known_as = previous.root if reading.cgroup_id == ROOT_ID else previous.units.get(reading.cgroup_id)
-        state = known_as or born(reading, tenant_of(reading), previous.boottime_ns)
+        if known_as is not None:
+            state = known_as
+        elif previous.complete:
+            state = born(reading, tenant_of(reading), previous.boottime_ns)
+        else:
+            state = first_state(reading, tenant_of(reading), snapshot.boottime_ns)
         row = raw(state, reading, snapshot.boottime_ns, gap_ns)
         if known_as is None:
             row.flags |= pb.ROW_FLAG_PARTIAL
@@ -200,6 +209,7 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
         sources=previous.sources,
         root=root,
         units=states,
+        complete=snapshot.complete,
     )
     stretch = Stretch(
         boot_id=snapshot.boot_id,

@@ -134,6 +134,7 @@ class Shipper:
                 OSError,
                 TimeoutError,
                 StaleSpool,
+                SpoolError,
                 asyncio.InvalidStateError,
             ) as error:
                 turn += 1
@@ -142,7 +143,13 @@ class Shipper:
             before = self.state.answers.total()
             try:
                 await self._pump(stream)
-            except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError, EOFError) as error:
+            except (
+                grpc.aio.AioRpcError,
+                TimeoutError,
+                SpoolError,
+                asyncio.InvalidStateError,
+                EOFError,
+            ) as error:
                 if self.state.answers.total() > before:
                     backoff.succeeded()
                 turn += 1
@@ -312,7 +319,12 @@ class Shipper:
         self.state.last_answer = time.time()
         for answer in answers:
             key = BatchKey(answer.epoch, answer.seq)
-            _, rows = self._in_flight.pop(key, (0.0, 0))
+            sent = self._in_flight.pop(key, None)
+            if sent is None:
+                # Only what this stream was sent may leave the spool.
+                log.warning("answer_to_nothing_sent", epoch=key.epoch, seq=key.seq)
+                continue
+            rows = sent[1]
             self.state.answers[Status.Name(answer.status).removeprefix("STATUS_").lower()] += 1
             if answer.status == Status.STATUS_REJECTED:
                 reason = Reason.Name(answer.reason).removeprefix("REASON_").lower()

@@ -29,6 +29,8 @@ RECHECK_SECONDS = 2.0
 READ_AHEAD_DELIVERIES = 8
 """Deliveries of one stream that are judged while earlier ones wait for the disk."""
 
+CANCEL_SECONDS = 0.25
+
 log = Journal("collector.door")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -193,6 +195,8 @@ class IngestService:
                 session.cut.result()
             if writer.done():
                 writer.result()
+                # A call that gRPC ended by itself looks like a half-close first, and is cancelled a moment later.
+                await asyncio.sleep(CANCEL_SECONDS)
                 return
             # A goodbye, or a message that ends the stream: what was read before it is still answered.
             trouble = reader.exception() if reader.done() else None

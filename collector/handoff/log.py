@@ -236,8 +236,13 @@ class DurableLog:
 
     def _next_segment(self) -> None:
         base = self._base + self._size
-        fd = os.open(self._path(base), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        self._sync_directory()
+        # Behind the durable end nothing is anybody's: what an earlier, failed try left there is cut off.
+        fd = os.open(self._path(base), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        try:
+            self._sync_directory()
+        except OSError:
+            os.close(fd)
+            raise
         os.close(self._fd)
         self._fd, self._base, self._size = fd, base, 0
 

@@ -123,7 +123,11 @@ def test_cpu_stat_is_read_as_printed_and_in_any_other_order(
 @given(st.binary(max_size=400))
 def test_no_bytes_make_a_parser_raise(data: bytes) -> None:
     for function in (parse.number, parse.limit, parse.keyed, parse.cpu_stat, parse.pressure, parse.io_v2):
-        function(data)
+        found = function(data)
+        for value in (
+            found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else (found,)
+        ):
+            assert value is None or isinstance(value, tuple) or value >= 0
     parse.field(data, b"some")
     parse.io_v1(data, data)
 

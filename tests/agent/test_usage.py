@@ -172,6 +172,23 @@ def test_a_unit_not_seen_in_an_incomplete_reading_goes_on_where_it_was() -> None
     assert not row(back, 7).flags & pb.ROW_FLAG_PARTIAL
 
 
+def test_a_unit_that_an_incomplete_reading_missed_is_not_billed_for_its_whole_life() -> None:
+    before = usage.begin(snapshot(100, root(10_000), complete=False), "test", everybody, [])
+    found = step(before, snapshot(110, root(10_500), reading(7, 9_000)))
+    assert [cpu(found, i) for i in (1, 7)] == [500, 0]
+    assert row(found, 7).opens
+    assert row(found, 7).counters_before[0] == 9_000
+    later = step(found.baseline, snapshot(120, root(10_800), reading(7, 9_200)))
+    assert [cpu(later, i) for i in (1, 7)] == [100, 200]
+
+
+def test_a_reading_right_after_a_boundary_ends_when_it_was_taken() -> None:
+    first = step(begin(at=100), snapshot(110.02, root(0)))
+    second = step(first.baseline, snapshot(110.5, root(0)))
+    assert first.interval.end_unix_ns == WALL + 110 * SECOND
+    assert second.interval.end_unix_ns == WALL + round(110.5 * SECOND)
+
+
 def test_io_is_counted_per_device_and_taken_off_the_unit_around() -> None:
     before = begin(
         reading(7, 0, io={"8:0": (100, 0, 1, 0)}),

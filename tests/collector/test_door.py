@@ -265,6 +265,15 @@ def test_a_batch_larger_than_a_batch_may_be_is_rejected_by_name(door: Door) -> N
     assert answer.reason == Reason.REASON_TOO_LARGE
 
 
+def test_a_batch_refused_for_its_size_is_kept_once_however_often_it_comes(door: Door) -> None:
+    agent = door.agent()
+    stream = Stream(agent.agent_id, 1)
+    huge = pb.Item(epoch=1, seq=1, digest=b"x" * 32, batch=bytes(2 << 20))
+    assert statuses(door.deliver(agent, stream, [huge])) == ["REJECTED"]
+    assert statuses(door.deliver(agent, stream, [huge])) == ["DUPLICATE"]
+    assert len([line for line in door.log("--rejected") if line["agent_id"] == agent.agent_id]) == 1
+
+
 def test_a_gzip_bomb_is_refused_in_little_memory(door: Door) -> None:
     agent = door.agent()
     bomb = bytes(256 << 20)
