@@ -31,6 +31,8 @@ struct wb_birth {
 	unsigned long long born_boottime_ns;
 	unsigned int flags; /* WB_PATH_CUT */
 	unsigned int level; /* 0 is the root */
+	unsigned int children; /* made in it since, gone ones included */
+	unsigned int unused;
 	char path[WB_PATH_BYTES]; /* from the root of the v2 hierarchy, NUL-terminated */
 };
 
@@ -78,9 +80,8 @@ struct wb_prefix {
 };
 
 /*
- * snapshot: ARRAY, mmapable. Element 0 is the head, elements 1..rows the cgroups below the root, an enclosing one
- * always before what lies in it. Written whenever the pin `walk` is read to its end. `sequence` is odd
- * while that happens.
+ * snapshot: ARRAY, mmapable. Element 0 is the head, elements 1..rows the cgroups below the root, in no order.
+ * Written whenever one byte is read from the pin `walk`. `sequence` is odd while that happens.
  */
 struct wb_snapshot_head {
 	unsigned long long sequence;
@@ -153,6 +154,12 @@ struct wb_about {
 	unsigned long long load_id; /* boottime of the load: counters of another load_id start from 0 */
 	unsigned long long programs_boottime_ns; /* of the load or the last upgrade */
 	char version[32]; /* of the programs, NUL-terminated */
+};
+
+/* .rodata.host: constants of the programs, set by the loader before it loads them. */
+struct wb_host {
+	unsigned int possible_cpus;
+	unsigned int page_bytes;
 };
 
 #endif
