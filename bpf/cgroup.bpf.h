@@ -6,6 +6,20 @@
 #include "compat.bpf.h"
 #include "records.h"
 
+/*
+ * READ(pointer, field, field ...): pointer->field->field... The verifier knows the cgroups that tracepoints, iterators and the css walk
+ * hand out, and lets programs load from them at the cost of a load. One that is only known BY_ADDRESS must be copied from.
+ */
+#ifdef BY_ADDRESS
+#define READ BPF_CORE_READ
+#else
+#define READ1(p, a) (p)->a
+#define READ2(p, a, b) (p)->a->b
+#define READ3(p, a, b, c) (p)->a->b->c
+#define READ_OF(_1, _2, _3, _4, name, ...) name
+#define READ(...) READ_OF(__VA_ARGS__, READ3, READ2, READ1)(__VA_ARGS__)
+#endif
+
 struct cpu_time {
 	u64 usage_ns, user_ns, system_ns;
 };
@@ -17,19 +31,19 @@ struct memory {
 /* Tracepoints fire for every hierarchy; exactly the v2 one has the id 0. */
 static __always_inline bool is_v2(struct cgroup *cgroup)
 {
-	return BPF_CORE_READ(cgroup, root, hierarchy_id) == 0;
+	return READ(cgroup, root, hierarchy_id) == 0;
 }
 
 static __always_inline u64 id_of(struct cgroup *cgroup)
 {
-	return BPF_CORE_READ(cgroup, kn, id);
+	return READ(cgroup, kn, id);
 }
 
 static __always_inline u64 parent_id_of(struct cgroup *cgroup)
 {
-	struct cgroup_subsys_state *parent = BPF_CORE_READ(cgroup, self.parent);
+	struct cgroup_subsys_state *parent = READ(cgroup, self.parent);
 
-	return parent ? BPF_CORE_READ(parent, cgroup, kn, id) : 0;
+	return parent ? READ(parent, cgroup, kn, id) : 0;
 }
 
 /* The css of a controller on this very cgroup; NULL where the controller is not enabled or belongs to v1. */
@@ -45,11 +59,11 @@ static __always_inline void *css_of(struct cgroup *cgroup, u32 controller)
 /* CPU time as of the last flush, what lies below included. Only grows. */
 static __always_inline struct cpu_time settled_cpu(struct cgroup *cgroup)
 {
-	struct task_cputime time = {};
-
-	bpf_probe_read_kernel(&time, sizeof(time),
-			      (void *)cgroup + bpf_core_field_offset(struct cgroup, bstat.cputime));
-	return (struct cpu_time){time.sum_exec_runtime, time.utime, time.stime};
+	return (struct cpu_time){
+		READ(cgroup, bstat.cputime.sum_exec_runtime),
+		READ(cgroup, bstat.cputime.utime),
+		READ(cgroup, bstat.cputime.stime),
+	};
 }
 
 /* memory.current, memory.peak, memory.max and memory.events:oom_kill. */

@@ -78,7 +78,7 @@ int BPF_PROG(on_mkdir, struct cgroup *cgroup, const char *path)
 		parent->children++;
 	birth->parent_id = parent_id;
 	birth->born_boottime_ns = bpf_ktime_get_boot_ns();
-	birth->level = BPF_CORE_READ(cgroup, level);
+	birth->level = READ(cgroup, level);
 	birth->flags = copy_path(birth->path, path);
 	if (bpf_map_update_elem(&births, &id, birth, BPF_ANY))
 		COUNT_OVERFLOW(births, 1);
@@ -162,7 +162,7 @@ static __always_inline int write_tombstone(struct cgroup *cgroup, const char *pa
 		record->parent_id = parent_id_of(cgroup);
 		record->born_boottime_ns = birth ? birth->born_boottime_ns : 0;
 		record->removed_boottime_ns = now;
-		record->level = BPF_CORE_READ(cgroup, level);
+		record->level = READ(cgroup, level);
 		flags |= copy_path(record->path, path);
 		/* Only while cgroup_mutex of the rmdir is held is the memory cgroup still linked to the cgroup. */
 		if (!released && memory_of(cgroup, &memory))

@@ -115,7 +115,7 @@ static __always_inline void put(struct wb_snapshot_head *head, struct cgroup *cg
 	__builtin_memset(row, 0, sizeof(*row));
 	row->cgroup_id = id;
 	row->parent_id = parent_id_of(cgroup);
-	row->level = BPF_CORE_READ(cgroup, level);
+	row->level = READ(cgroup, level);
 	row->cpu_usage_ns = cpu.usage_ns;
 	row->cpu_user_ns = cpu.user_ns;
 	row->cpu_system_ns = cpu.system_ns;

@@ -3,6 +3,7 @@
  * WB_WALK_TABLE: an own table of cgroups, for kernels before 6.1: iterators over maps are as old as "bpf: Implement bpf iterator for hash maps"
  * (5.9). No function to flush with exists there: the reader makes the kernel flush, by reading cpu.stat.
  */
+#define BY_ADDRESS
 #include "walk.bpf.h"
 
 #include <bpf/bpf_tracing.h>
