@@ -81,7 +81,9 @@ struct wb_prefix {
 
 /*
  * snapshot: ARRAY, mmapable. Element 0 is the head, elements 1..rows the cgroups below the root, in no order.
- * Written whenever one byte is read from the pin `walk`. `sequence` is odd while that happens.
+ * Written whenever one byte is read from the pin `walk` (one read is enough, and cheapest: the css walk's iterator is over
+ * tasks). `sequence` is odd while that happens. The agent reads it with BPF_MAP_LOOKUP_BATCH, rows + 1 elements: the
+ * kernel refuses to map a descriptor into memory that was opened read-only (mmap drops VM_SHARED from it: EINVAL).
  */
 struct wb_snapshot_head {
 	unsigned long long sequence;
