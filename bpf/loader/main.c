@@ -140,15 +140,20 @@ static int upgrade(struct command_line *line)
 static int networks(const struct command_line *line, const char *file)
 {
 	struct pins pins;
-	int classes, failed;
+	int classes, changes, failed;
 
 	if (open_pins(&pins, line->directory, 0))
 		return 1;
 	classes = bpf_obj_get(pin_path(&pins, "classes"));
-	if (classes < 0)
-		return fail("%s: %s: weighbridge-probes load", pin_path(&pins, "classes"), strerror(errno));
-	failed = set_networks(classes, file);
-	close(classes);
+	changes = bpf_obj_get(pin_path(&pins, "class_changes"));
+	if (classes < 0 || changes < 0)
+		failed = fail("%s: %s: weighbridge-probes load", pin_path(&pins, "classes"), strerror(errno));
+	else
+		failed = set_networks(classes, changes, file);
+	if (classes >= 0)
+		close(classes);
+	if (changes >= 0)
+		close(changes);
 	return failed;
 }
 

@@ -106,9 +106,10 @@ static bool wanted(const struct networks *networks, const struct wb_prefix *pref
 	return false;
 }
 
-int set_networks(int classes, const char *file)
+int set_networks(int classes, int changes, const char *file)
 {
 	static struct networks networks;
+	unsigned int zero = 0, changed = 0;
 	struct wb_prefix key, next;
 	bool more;
 
@@ -132,5 +133,9 @@ int set_networks(int classes, const char *file)
 			bpf_map_delete_elem(classes, &key);
 		key = next;
 	}
+	bpf_map_lookup_elem(changes, &zero, &changed);
+	changed++;
+	if (bpf_map_update_elem(changes, &zero, &changed, BPF_ANY))
+		return fail("map class_changes: %s", strerror(errno));
 	return 0;
 }

@@ -6,8 +6,9 @@
 /*
  * Make `classes` hold exactly the networks of `file`: one CIDR a line, "!" before one that is external though it lies within
  * another, "#" begins a comment. NULL: the private networks of RFC 1918, RFC 6598, RFC 3927, RFC 4193 and link-local.
- * New ones are entered before old ones are deleted. A file with an error changes nothing. 0, or 1 after saying file and line.
+ * New ones are entered before old ones are deleted; then `changes` is counted up, which voids what CPUs remember.
+ * A file with an error changes nothing. 0, or 1 after saying file and line.
  */
-int set_networks(int classes, const char *file);
+int set_networks(int classes, int changes, const char *file);
 
 #endif

@@ -24,6 +24,7 @@ const struct map_pin map_pins[] = {
 	{"wake", READ_AND_EMPTY, 0, 0},
 	{"network", READ_AND_EMPTY, 8, sizeof(struct wb_network)},
 	{"classes", READ, sizeof(struct wb_prefix), sizeof(unsigned int)},
+	{"class_changes", ROOT_ONLY, 4, 4},
 	{"snapshot", READ, 4, sizeof(struct wb_row)},
 	{"table", ROOT_ONLY, 8, 8},
 	{"overflow", READ, 4, sizeof(struct wb_overflow)},

@@ -224,6 +224,24 @@ static int attach_all(const struct pins *pins, struct bpf_object *object, int cg
 	return 0;
 }
 
+/* Before the programs count. A set that is replaced keeps its networks unless others are given. 0 or 1. */
+static int fill_classes(const struct pins *pins, const struct load_options *options)
+{
+	int classes = bpf_obj_get(pin_path(pins, "classes")), changes = bpf_obj_get(pin_path(pins, "class_changes"));
+	struct wb_prefix any;
+	int failed = 0;
+
+	if (classes < 0 || changes < 0)
+		failed = fail("%s: %s", pin_path(pins, "classes"), strerror(errno));
+	else if (options->networks || bpf_map_get_next_key(classes, NULL, &any))
+		failed = set_networks(classes, changes, options->networks);
+	if (classes >= 0)
+		close(classes);
+	if (changes >= 0)
+		close(changes);
+	return failed;
+}
+
 /* `has` of what could be loaded, 0 otherwise. */
 static unsigned int load_concern(const struct pins *pins, const struct concern *concern, int cgroup,
 				 const struct load_options *options)
@@ -233,7 +251,8 @@ static unsigned int load_concern(const struct pins *pins, const struct concern *
 
 	last_reason();
 	object = open_and_load(pins, concern->name, options);
-	if (object && !learn_cpus(object) && !pin_maps(pins, object) && !attach_all(pins, object, cgroup))
+	if (object && !learn_cpus(object) && !pin_maps(pins, object) &&
+	    (concern->has != WB_HAS_NETWORK || !fill_classes(pins, options)) && !attach_all(pins, object, cgroup))
 		has = concern->has;
 	else
 		say("%s: the kernel refuses it, so %s (%s)", concern->name, concern->without_it, last_reason());
@@ -334,17 +353,6 @@ static int write_about(const struct pins *pins, const struct wb_about *about)
 	return failed;
 }
 
-static int fill_classes(const struct pins *pins, const char *file)
-{
-	int classes = bpf_obj_get(pin_path(pins, "classes")), failed;
-
-	if (classes < 0)
-		return fail("%s: %s", pin_path(pins, "classes"), strerror(errno));
-	failed = set_networks(classes, file);
-	close(classes);
-	return failed;
-}
-
 int load_set(struct pins *pins, const struct load_options *options)
 {
 	struct wb_about about = {};
@@ -378,7 +386,7 @@ int load_set(struct pins *pins, const struct load_options *options)
 	if (state != SET_READY)
 		about.load_id = about.programs_boottime_ns;
 	snprintf(about.version, sizeof(about.version), "%s", WB_VERSION);
-	if (!about.has || ((about.has & WB_HAS_NETWORK) && fill_classes(pins, options->networks))) {
+	if (!about.has) {
 		if (state != SET_READY)
 			remove_set(pins);
 		return fail("nothing was loaded%s", state == SET_READY ? ": the earlier programs stay" : "");
