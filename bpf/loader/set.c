@@ -102,7 +102,8 @@ static int prepare(const struct pins *pins, struct bpf_object *object, const str
 static struct bpf_object *open_and_load(const struct pins *pins, const char *name, const struct load_options *options)
 {
 	const struct object *embedded = object_named(name);
-	LIBBPF_OPTS(bpf_object_open_opts, named, .object_name = name);
+	/* Given the path, libbpf looks for types in the kernel's own BTF only; modules' would need CAP_SYS_ADMIN. */
+	LIBBPF_OPTS(bpf_object_open_opts, named, .object_name = name, .btf_custom_path = "/sys/kernel/btf/vmlinux");
 	struct bpf_object *object = bpf_object__open_mem(embedded->begin, embedded->end - embedded->begin, &named);
 
 	if (!object)
@@ -160,7 +161,7 @@ static int attach_tracepoint(const struct pins *pins, struct bpf_program *progra
 	if (!link)
 		return 1;
 	snprintf(name, sizeof(name), "link_%s", bpf_program__name(program));
-	failed = pin_link(pins, link, name, 0400);
+	failed = pin_link(pins, link, name, 0600);
 	bpf_link__destroy(link);
 	return failed;
 }
@@ -182,7 +183,7 @@ static int attach_to_cgroup(const struct pins *pins, struct bpf_program *program
 	link = bpf_program__attach_cgroup(program, cgroup);
 	if (!link)
 		return 1;
-	failed = pin_link(pins, link, name, 0400);
+	failed = pin_link(pins, link, name, 0600);
 	bpf_link__destroy(link);
 	return failed;
 }
