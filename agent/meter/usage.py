@@ -129,7 +129,8 @@ def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: Tena
         new = fresh.root if old is baseline.root else fresh.units.get(old.reading.cgroup_id)
         hand_over(old, new or fresh.root)
         if new is not None:
-            new.memory, new.memory_carry_byte_ns = old.memory, old.memory_carry_byte_ns
+            new.memory = old.memory
+            new.carry_memory(old.memory_carried_byte_ns())
     return msgspec.structs.replace(baseline, sources=sources, root=fresh.root, units=fresh.units)
 
 
@@ -142,7 +143,7 @@ def observe(
     only: after a crash the stretch since the last commit is one trapezoid, marked as estimated.
     """
     for cgroup_id, (current, inactive, pids) in samples.items():
-        state = baseline.units.get(cgroup_id)
+        state = baseline.root if cgroup_id == ROOT_ID else baseline.units.get(cgroup_id)
         if state is not None:
             state.memory.add(boottime_ns, current, inactive, pids, cadence.longest_sample_gap_ns)
 

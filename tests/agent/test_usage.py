@@ -141,6 +141,20 @@ def test_a_counter_unreadable_once_is_unknown_then_and_whole_later() -> None:
     assert sum(u.values[CPU] for o in (first, second) for u in o.usages) == 2_000
 
 
+def test_counters_missing_at_the_end_of_a_reading_are_unknown_then_and_whole_later() -> None:
+    """As when a source that gave more counters than another is away for one reading."""
+    whole = reading(7, 100, counters={"psi_io_full_ns": 500})
+    short = msgspec.structs.replace(reading(7, 150), counters=(150,))
+    back = reading(7, 180, counters={"psi_io_full_ns": 700})
+    bit = BIT["psi_io_full_ns"]
+    first = step(begin(whole), snapshot(110, root(0), short))
+    assert not row(first, 7).known >> bit & 1
+    second = step(persisted(first.baseline), snapshot(120, root(0), back))
+    third = step(second.baseline, snapshot(130, root(0), back))
+    assert [row(o, 7).values[bit] for o in (first, second, third)] == [0, 200, 0]
+    assert [cpu(o, 7) for o in (first, second, third)] == [50, 30, 0]
+
+
 def test_an_outer_counter_unreadable_once_does_not_bill_the_inner_unit_twice() -> None:
     before = begin(reading(7, 0), reading(8, 0, around=7))
     first = step(before, snapshot(110, root(100), reading(7, None), reading(8, 40, around=7)))
@@ -247,6 +261,21 @@ def test_memory_is_the_integral_of_its_samples_with_the_error_bound_beside_it() 
     assert unit.flags & pb.ROW_FLAG_MEMORY_ESTIMATED
 
 
+def test_memory_of_the_host_is_sampled_like_any_units_and_what_units_held_is_taken_off() -> None:
+    def held(cgroup_id: int, current: int) -> Reading:
+        return reading(cgroup_id, 0, memory_current_bytes=current, memory_inactive_file_bytes=0)
+
+    before = begin(held(7, 100), host=held(1, 500))
+    for at, host, unit in ((103, 900, 300), (106, 700, 300)):
+        usage.observe(before, at * SECOND, {1: (host, 0, None), 7: (unit, 0, 2)}, CADENCE)
+    outcome = step(before, snapshot(110, held(1, 700), held(7, 200)))
+    whole = (500 + 900) * 3 // 2 + (900 + 700) * 3 // 2 + 700 * 4
+    of_unit = (100 + 300) * 3 // 2 + 300 * 3 + (300 + 200) * 4 // 2
+    assert [row(outcome, i).values[MEMORY] for i in (7, 1)] == [of_unit, whole - of_unit]
+    assert not row(outcome, 1).flags & pb.ROW_FLAG_MEMORY_ESTIMATED
+    assert row(outcome, 1).values[BIT["memory_peak_bytes"]] == 900
+
+
 def test_more_than_sixty_four_gaps_become_one_that_spans_the_rest() -> None:
     gaps = [Gap(n, n + 1, int(pb.GAP_REASON_SPOOL_LOST), 2, str(n)) for n in range(100)]
     before = usage.begin(snapshot(100, root(0)), "test", everybody, gaps)
@@ -268,7 +297,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, object]]:
             {
                 "units": units,
                 "used": {u: draw(st.integers(0, 10**12)) for u in (1, *units)},
-                "readable": {u: draw(st.integers(0, 9)) > 0 for u in units},
+                "readable": {u: draw(st.sampled_from(("yes",) * 8 + ("no", "short"))) for u in units},
                 "ahead": {u: draw(st.integers(0, 10**6)) for u in units},
                 "reboot": draw(st.integers(0, 9)) == 0,
                 "clock": draw(st.sampled_from((0, 0, 0, -3_600, 7, 86_400))),
@@ -358,17 +387,21 @@ def test_every_nanosecond_is_billed_exactly_once(history: list[dict[str, object]
         host.at += 10
         host.offset += int(moment["clock"])  # type: ignore[call-overload]
         tenant["now"] = str(moment["tenant"])
-        readable: dict[int, bool] = moment["readable"]  # type: ignore[assignment]
+        readable: dict[int, str] = moment["readable"]  # type: ignore[assignment]
         ahead: dict[int, int] = moment["ahead"]  # type: ignore[assignment]
         units = [
             reading(
                 host.ids[u],
                 # Units are read before the root: what runs meanwhile shows in the outer counter only.
-                max(0, host.subtree(u) - ahead[u]) if readable[u] and not moment["reboot"] else None,
+                max(0, host.subtree(u) - ahead[u]) if readable[u] == "yes" and not moment["reboot"] else None,
                 around=host.ids.get(PARENT[u], 1),
                 path=f"/u{u}",
             )
             for u in alive
+        ]
+        units = [
+            msgspec.structs.replace(r, counters=()) if readable[u] == "short" else r
+            for u, r in zip(alive, units, strict=True)
         ]
         taken = snapshot(
             host.at,
@@ -417,6 +450,53 @@ def test_memory_byte_seconds_add_up_over_rows_to_within_one(
         billed += row(outcome, 7).values[MEMORY]
         baseline = persisted(outcome.baseline)
     assert billed == exact // SECOND
+
+
+def test_a_baseline_with_a_sample_of_a_terabyte_in_it_can_be_persisted() -> None:
+    """As when an epoch is opened between two readings."""
+    tera = 1 << 40
+    held = reading(7, 0, memory_current_bytes=tera, memory_inactive_file_bytes=0)
+    baseline = begin(held, host=root(0, memory_current_bytes=0))
+    usage.observe(baseline, 104 * SECOND, {7: (tera, 0, 1)}, CADENCE)
+    outcome = step(persisted(baseline), snapshot(110, root(0, memory_current_bytes=0), held))
+    assert row(outcome, 7).values[MEMORY] == tera * 10
+    # The root has not counted it: what it owes is a terabyte for ten seconds.
+    later = step(persisted(outcome.baseline), snapshot(120, root(0, memory_current_bytes=2 * tera), held))
+    last = step(persisted(later.baseline), snapshot(130, root(0, memory_current_bytes=2 * tera), held))
+    assert [row(o, 1).values[MEMORY] for o in (outcome, later, last)] == [0, 0, 0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 2**40)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_memory_of_all_rows_is_the_hosts_integral_also_between_readings(
+    moments: list[tuple[bool, int, int, int]],
+) -> None:
+    """Host, unit 7 and unit 8 inside it, sampled or read: what is billed and what is carried is the whole."""
+
+    def held(cgroup_id: int, current: int, around: int = 1) -> Reading:
+        return reading(cgroup_id, 0, around=around, memory_current_bytes=current)
+
+    baseline = begin(held(7, 0), held(8, 0, around=7), host=held(1, 0))
+    exact = billed = last = 0
+    for n, (read, host, outer, inner) in enumerate((*moments, (True, 0, 0, 0))):
+        at = 101 + n
+        exact += (last + host) * SECOND // 2
+        last = host
+        if not read:
+            samples = {1: (host, None, None), 7: (outer, None, 1), 8: (inner, None, 1)}
+            usage.observe(baseline, at * SECOND, samples, CADENCE)
+            continue
+        outcome = step(baseline, snapshot(at, held(1, host), held(7, outer), held(8, inner, around=7)))
+        billed += sum(u.values[MEMORY] for u in outcome.usages)
+        baseline = persisted(outcome.baseline)
+    carried = sum(s.memory_carried_byte_ns()[0] for s in (baseline.root, *baseline.units.values()))
+    # The halves of a byte-nanosecond that each trapezoid drops: three cgroups, at most one each a moment.
+    assert abs(billed * SECOND + carried - exact) <= 3 * (len(moments) + 1)
 
 
 def test_rows_held_back_are_merged_into_the_next_interval() -> None:
