@@ -76,13 +76,11 @@ class MemoryTrack(msgspec.Struct, array_like=True):
 
     def integrals_byte_ns(self) -> list[int | None]:
         """Memory, working set and error since the last row; None where the integral is unknown."""
+        memory, working_set = self.byte_ns, self.working_set_byte_ns
         return [
-            None if rest is None else whole * NS_PER_SECOND + rest
-            for whole, rest in (
-                (self.byte_seconds, self.byte_ns),
-                (self.working_set_byte_seconds, self.working_set_byte_ns),
-                (self.error_byte_seconds, self.error_byte_ns),
-            )
+            None if memory is None else self.byte_seconds * NS_PER_SECOND + memory,
+            None if working_set is None else self.working_set_byte_seconds * NS_PER_SECOND + working_set,
+            self.error_byte_seconds * NS_PER_SECOND + self.error_byte_ns,
         ]
 
     def restarted(self) -> MemoryTrack:

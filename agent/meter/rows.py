@@ -33,6 +33,7 @@ _MEMORY_PEAK, _PIDS_PEAK = BIT["memory_peak_bytes"], BIT["pids_peak"]
 _MAXIMA = (_MEMORY_PEAK, _PIDS_PEAK)
 NO_IO: DeviceCounters = (0, 0, 0, 0)
 _NOTHING = (0,) * len(SUBTRACTED)
+_NO_CARRY = (0, 0, 0)
 _MEASURE_COUNT = len(MEASURES)
 _COUNTER_MASKS = tuple(1 << bit for bit in COUNTER_BITS)
 
@@ -65,17 +66,23 @@ class UnitState(msgspec.Struct, array_like=True):
     carry: tuple[int, ...] = _NOTHING
     """<= 0 per subtracted counter: counted in inner units before it was counted here."""
     io_carry: dict[str, DeviceCounters] = {}
-    memory_carry_byte_ns: tuple[int, int, int] = (0, 0, 0)
+    memory_carry_byte_ns: tuple[int, int, int] = _NO_CARRY
     """Remainders below one byte-second: memory, working set, error."""
-    memory_carry_byte_seconds: tuple[int, int, int] = (0, 0, 0)
+    memory_carry_byte_seconds: tuple[int, int, int] = _NO_CARRY
     """<= 0: what inner units had more, in whole byte-seconds so that it fits into 64 bits."""
 
     def memory_carried_byte_ns(self) -> list[int]:
         """Both parts of the carry in one number each."""
-        whole, rest = self.memory_carry_byte_seconds, self.memory_carry_byte_ns
-        return [w * NS_PER_SECOND + r for w, r in zip(whole, rest, strict=True)]
+        (x, y, z), whole = self.memory_carry_byte_ns, self.memory_carry_byte_seconds
+        if whole == _NO_CARRY:
+            return [x, y, z]
+        return [whole[0] * NS_PER_SECOND + x, whole[1] * NS_PER_SECOND + y, whole[2] * NS_PER_SECOND + z]
 
     def carry_memory(self, totals_byte_ns: list[int]) -> None:
+        x, y, z = totals_byte_ns
+        if x >= 0 and y >= 0 and z >= 0:
+            self.memory_carry_byte_seconds, self.memory_carry_byte_ns = _NO_CARRY, (x, y, z)
+            return
         (a, x), (b, y), (c, z) = (divmod(total, NS_PER_SECOND) for total in totals_byte_ns)
         self.memory_carry_byte_seconds, self.memory_carry_byte_ns = (a, b, c), (x, y, z)
 
