@@ -110,14 +110,20 @@ def begin(snapshot: Snapshot, sources: str, tenant_of: TenantOf, gaps: list[Gap]
     )
 
 
-def reopen(baseline: Baseline, gaps: list[Gap]) -> Baseline:
-    """The baseline for a new epoch whose past is known: every unit writes an opening again."""
-    for state in (baseline.root, *baseline.units.values()):
-        state.opened = False
-    for usage in (usage for stretch in baseline.held for usage in stretch.usages):
-        usage.opens = usage.cgroup_id != FOLDED_ID
-    baseline.gaps = [*baseline.gaps, *gaps]
-    return baseline
+def reopen(baseline: Baseline) -> Baseline:
+    """The baseline for a new epoch whose past is known: every unit writes an opening again. The given one
+    stays as it is, for when the new epoch cannot be stored.
+    """
+    replaced = msgspec.structs.replace
+    return replaced(
+        baseline,
+        root=replaced(baseline.root, opened=False),
+        units={cgroup_id: replaced(state, opened=False) for cgroup_id, state in baseline.units.items()},
+        held=[
+            replaced(stretch, usages=[replaced(u, opens=u.cgroup_id != FOLDED_ID) for u in stretch.usages])
+            for stretch in baseline.held
+        ],
+    )
 
 
 def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: TenantOf) -> Baseline:
@@ -131,7 +137,9 @@ def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: Tena
         if new is not None:
             new.memory = old.memory
             new.carry_memory(old.memory_carried_byte_ns())
-    return msgspec.structs.replace(baseline, sources=sources, root=fresh.root, units=fresh.units)
+    return msgspec.structs.replace(
+        baseline, sources=sources, root=fresh.root, units=fresh.units, complete=fresh.complete
+    )
 
 
 def observe(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,16 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agent.meter.batch import Draft
-from agent.ship import export
-from agent.ship.spool import (
-    BatchKey,
-    Opened,
-    Spool,
-    SpoolCorrupt,
-    SpoolError,
-    SpoolFull,
-    SpoolUnavailable,
-)
+from agent.ship import export, spool_file
+from agent.ship.spool import Aside, BatchKey, Spool
+from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError, SpoolFull, SpoolUnavailable
 from wire.identity import AgentId, BatchId, digest
 from wire.v1 import usage_pb2 as pb
 
@@ -45,7 +41,7 @@ def draft(tenant: str = "acme", size: int = 10, end: int = 1_000) -> Draft:
             host="x" * size,
         ).SerializeToString()
 
-    return Draft(tenant, 1, end, seal)
+    return Draft(tenant, 1, end - 10, end, seal)
 
 
 def opened(directory: Path, max_bytes: int = 64 * MIB, now: int | None = None) -> Spool:
@@ -168,9 +164,186 @@ def test_a_batch_whose_bytes_changed_on_disk_goes_to_quarantine_and_is_never_sen
     spool._db.execute("UPDATE batch SET body = x'00' WHERE seq = 2")
     assert [seq for _, seq in everything(spool)] == [1, 3]
     assert spool.quarantined() == 1
-    assert [b.seq for b in spool.take_damaged()] == [2]
-    assert spool.take_damaged() == []
     spool.close()
+
+
+def test_the_gap_of_a_batch_set_aside_is_owed_until_the_batch_that_tells_it_is_committed(
+    tmp_path: Path,
+) -> None:
+    spool = opened(tmp_path, max_bytes=3_000)
+    spool.commit([draft(end=end) for end in (1_000, 1_010, 1_020)], b"")
+    spool._db.execute("UPDATE batch SET body = x'00' WHERE seq = 2")
+    everything(spool)
+    spool.quarantine(BatchKey(spool.epoch, 3), Aside.CONFLICT)
+    _kill(spool)
+    spool = opened(tmp_path, max_bytes=3_000)
+    owed = spool.owed_gaps(9)
+    assert [(g.start_unix_ns, g.end_unix_ns, g.reason, g.count) for g in owed.values()] == [
+        (1_000, 1_010, pb.GAP_REASON_SPOOL_LOST, 1),
+        (1_010, 1_020, pb.GAP_REASON_CONFLICT, 1),
+    ]
+    assert [f"{spool.epoch}/{n}" in g.detail for n, g in zip((2, 3), owed.values(), strict=True)] == [
+        True
+    ] * 2
+    with pytest.raises(SpoolFull):
+        spool.commit([draft(size=5_000)], b"", owed)
+    assert spool.owed_gaps(9) == owed
+    first = min(owed)
+    assert spool.owed_gaps(1) == {first: owed[first]}
+    spool.commit([draft()], b"", [first])
+    _kill(spool)
+    spool = opened(tmp_path)
+    assert list(spool.owed_gaps(9)) == [max(owed)]
+    spool.close()
+
+
+def test_a_batch_that_is_not_there_leaves_no_gap_when_it_is_set_aside(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    (stored,) = spool.commit([draft()], b"")
+    spool.acknowledge([stored.key])
+    spool.quarantine(stored.key, Aside.CONFLICT)
+    assert spool.owed_gaps(9) == {}
+    assert spool.quarantined() == 0
+    spool.close()
+
+
+def test_a_spool_of_the_first_schema_is_brought_forward_with_all_that_is_in_it(tmp_path: Path) -> None:
+    body = b"not looked into"
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.executescript(_SCHEMA_1)
+        meta = {
+            "schema_version": 1,
+            "agent_id": AGENT,
+            "epoch": 7,
+            "next_seq": 3,
+            "last_digest": digest(body),
+        }
+        db.executemany("INSERT INTO meta VALUES (?, ?)", [*meta.items(), ("baseline", b"base")])
+        for seq in (1, 2):
+            db.execute("INSERT INTO batch VALUES (7, ?, 'acme', 1, 500, ?, ?)", (seq, digest(body), body))
+    db.close()
+    for _ in range(2):
+        spool = opened(tmp_path)
+        assert spool.opened is Opened.ADOPTED
+        assert (spool.epoch, spool.next_seq, spool.load_baseline()) == (7, 3, b"base")
+        assert [b.body for b in spool.pending(None, 9, MIB)] == [body] * 2
+        _kill(spool)
+    spool = opened(tmp_path)
+    spool.quarantine(BatchKey(7, 1), Aside.CONFLICT)
+    (gap,) = spool.owed_gaps(9).values()
+    assert (gap.start_unix_ns, gap.end_unix_ns) == (500, 500)
+    assert spool.commit([draft(), draft()], b"")[1].seq == 4
+    spool.close()
+
+
+def test_a_spool_of_a_later_schema_is_left_alone(tmp_path: Path) -> None:
+    spool = opened(tmp_path)
+    spool._db.execute("UPDATE meta SET value = 99 WHERE key = 'schema_version'")
+    spool.close()
+    with pytest.raises(SpoolError, match="install its version"):
+        opened(tmp_path)
+
+
+class _Killed(BaseException):
+    """The process ends here."""
+
+
+def _dies(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the `at`-th change to the directory or statement of SQLite is the last: half of them just
+    before it happens, half of them just after.
+    """
+    left = at
+
+    def deadly(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*words: object, **named: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise _Killed
+            result = real(*words, **named)
+            left -= 1
+            if left == 0:
+                raise _Killed
+            return result
+
+        return call
+
+    for name in ("link", "rename", "replace", "unlink", "fsync"):
+        monkeypatch.setattr(os, name, deadly(getattr(os, name)))
+    monkeypatch.setattr(spool_file, "put", deadly(spool_file.put))
+    monkeypatch.setattr(spool_file, "owe", deadly(spool_file.owe))
+    monkeypatch.setattr(sqlite3, "connect", deadly(sqlite3.connect))
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_kill_at_any_step_of_setting_a_spool_aside_loses_neither_the_file_nor_its_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    steps = 0
+    killed = True
+    while killed:
+        steps += 1
+        directory = tmp_path / str(steps)
+        directory.mkdir()
+        spool = opened(directory if running else tmp_path / "source", now=5_000_000 + steps)
+        old = spool.epoch
+        spool.commit([draft(size=5_000, end=700 + n) for n in range(20)], b"base")
+        if not running:
+            # As SIGKILL leaves it: the batches are in the write-ahead log.
+            for name in ("spool.db", "spool.db-wal"):
+                shutil.copy(tmp_path / "source" / name, directory)
+            spool.close()
+            shutil.rmtree(tmp_path / "source")
+        with monkeypatch.context() as patch:
+            _dies(steps, patch)
+            patch.setattr(spool_file, "_adopt", _damaged)
+            with contextlib.suppress(_Killed):
+                if running:
+                    spool.recover(time.time_ns())
+                else:
+                    spool = opened(directory)
+                killed = False
+        with contextlib.suppress(sqlite3.Error, OSError):
+            _kill(spool)
+        with monkeypatch.context() as patch:
+            if not list(directory.glob("spool.corrupt-*.db")):
+                patch.setattr(spool_file, "_adopt", _damaged)
+            spool = opened(directory)
+        (kept_as,) = directory.glob("spool.corrupt-*.db")
+        with contextlib.closing(sqlite3.connect(kept_as)) as db:
+            assert db.execute("SELECT count(*) FROM batch").fetchone() == (20,)
+        assert spool.epoch > old
+        assert spool.load_baseline() is None
+        (gap,) = spool.owed_gaps(9).values()
+        assert gap.reason == pb.GAP_REASON_SPOOL_LOST
+        assert kept_as.name in gap.detail
+        assert gap.start_unix_ns == 690
+        assert {p.name for p in directory.glob("spool.db*")} <= {"spool.db", "spool.db-wal", "spool.db-shm"}
+        spool.close()
+    assert steps > 15, "hardly a step was interrupted"
+
+
+def _damaged(path: Path, _agent_id: AgentId) -> sqlite3.Connection:
+    raise SpoolCorrupt(f"{path}: as if")
+
+
+def _kill(spool: Spool) -> None:
+    """As SIGKILL leaves it: nothing remembered is written, the lock falls with the process."""
+    spool._db.close()
+    os.close(spool._lock_fd)
+
+
+_SCHEMA_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE batch (
+    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, tenant TEXT NOT NULL, rows INTEGER NOT NULL,
+    interval_end_unix_ns INTEGER NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (epoch, seq)
+);
+CREATE TABLE quarantine (
+    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL
+);
+"""
 
 
 def test_a_conflict_sets_batches_aside_in_the_step_that_opens_the_epoch(tmp_path: Path) -> None:
@@ -181,6 +354,13 @@ def test_a_conflict_sets_batches_aside_in_the_step_that_opens_the_epoch(tmp_path
     assert spool.epoch > old + 10
     assert everything(spool) == [(old, 1)]
     assert spool.quarantined() == 2
+    (gap,) = spool.owed_gaps(9).values()
+    assert (gap.reason, gap.count, gap.start_unix_ns, gap.end_unix_ns) == (
+        pb.GAP_REASON_CONFLICT,
+        2,
+        990,
+        1_000,
+    )
     assert spool.held() == {old: 1, spool.epoch: 1}
     assert spool.commit([draft()], b"")[0].seq == 1
     spool.close()
@@ -237,7 +417,7 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
     try:
-        with pytest.raises(SpoolError, match="make it a directory this user may write"):
+        with pytest.raises(SpoolError, match="writable for this user"):
             opened(disk)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -339,6 +519,20 @@ class _Failing:
         self._real.close()
 
 
+@contextlib.contextmanager
+def failing(spool: Spool, at: int | None) -> Iterator[None]:
+    """The spool's statement number `at` and all behind it fail; none if it is None."""
+    real = spool._db
+    if at is not None:
+        spool._db = _Failing(real, at)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        spool._db = real
+        if real.in_transaction:
+            real.execute("ROLLBACK")
+
+
 class SpoolMachine(RuleBasedStateMachine):
     """The spool against a model; every transaction may fail at every statement, and every step may be the last."""
 
@@ -354,23 +548,26 @@ class SpoolMachine(RuleBasedStateMachine):
         self.answered: set[BatchKey] = set()
         self.baseline: bytes | None = None
         self.counter = 0
+        self.owed: list[tuple[int, int]] = []
+        """(reason, count) of the gaps that no batch tells of."""
 
     @rule(count=st.integers(0, 4), size=st.integers(0, 4_000), fails_at=st.none() | st.integers(0, 8))
     def commit(self, count: int, size: int, fails_at: int | None) -> None:
         self.counter += 1
         blob = str(self.counter).encode()
-        self._fail(fails_at)
+        telling = self.spool.owed_gaps(count)
         try:
-            stored = self.spool.commit([draft(size=size) for _ in range(count)], blob)
+            with failing(self.spool, fails_at):
+                stored = self.spool.commit([draft(size=size) for _ in range(count)], blob, telling)
         except SpoolUnavailable:
             assert fails_at is not None
         except SpoolFull:
             assert count
         else:
             self.kept |= {b.key: b.body for b in stored}
+            self.owed = self.owed[len(telling) :]
             self.baseline = blob
             self._forget_answered()
-        self._mend()
 
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
@@ -382,22 +579,21 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(fails_at=st.none() | st.integers(0, 6))
     def flush(self, fails_at: int | None) -> None:
-        self._fail(fails_at)
         try:
-            self.spool.flush()
+            with failing(self.spool, fails_at):
+                self.spool.flush()
         except SpoolUnavailable:
             assert fails_at is not None
         else:
             self._forget_answered()
-        self._mend()
 
     @rule(aside=st.booleans(), fails_at=st.none() | st.integers(0, 8))
     def open_epoch(self, aside: bool, fails_at: int | None) -> None:
         old = self.spool.epoch
         from_seq = max(1, self.spool.next_seq - 2)
-        self._fail(fails_at)
         try:
-            self.spool.open_epoch(old, self.now, BatchKey(old, from_seq) if aside else None, b"reopened")
+            with failing(self.spool, fails_at):
+                self.spool.open_epoch(old, self.now, BatchKey(old, from_seq) if aside else None, b"reopened")
         except SpoolUnavailable:
             assert self.spool.epoch == old
         else:
@@ -407,8 +603,64 @@ class SpoolMachine(RuleBasedStateMachine):
             if aside:
                 self._forget_answered()
                 gone = {k for k in self.kept if k.epoch == old and k.seq >= from_seq}
+                if gone:
+                    self.owed.append((pb.GAP_REASON_CONFLICT, len(gone)))
                 self.kept = {k: v for k, v in self.kept.items() if k not in gone}
-        self._mend()
+
+    @rule(data=st.data(), fails_at=st.none() | st.integers(0, 8))
+    def quarantine(self, data: st.DataObject, fails_at: int | None) -> None:
+        if not self.kept:
+            return
+        key = data.draw(st.sampled_from(sorted(self.kept)))
+        try:
+            with failing(self.spool, fails_at):
+                self.spool.quarantine(key, Aside.CONFLICT)
+        except SpoolUnavailable:
+            assert fails_at is not None
+        else:
+            self._forget_answered()
+            if self.kept.pop(key, None) is not None:
+                self.owed.append((pb.GAP_REASON_CONFLICT, 1))
+
+    @rule(data=st.data(), fails_at=st.none() | st.integers(0, 10))
+    def a_batch_rots_on_disk(self, data: st.DataObject, fails_at: int | None) -> None:
+        waiting = sorted(set(self.kept) - self.answered)
+        if not waiting:
+            return
+        key = data.draw(st.sampled_from(waiting))
+        self.spool._db.execute(
+            "UPDATE batch SET body = zeroblob(length(body)) WHERE (epoch, seq) = (?, ?)", key
+        )
+        try:
+            with failing(self.spool, fails_at):
+                found = everything(self.spool)
+        except SpoolUnavailable:
+            assert fails_at is not None
+        else:
+            assert key not in found
+        # Where the disk refused, the next look finds it again.
+        everything(self.spool)
+        self._forget_answered()
+        del self.kept[key]
+        self.owed.append((pb.GAP_REASON_SPOOL_LOST, 1))
+
+    @rule(running=st.booleans())
+    def the_file_is_damaged(self, running: bool) -> None:
+        for earlier in self.directory.glob("spool.corrupt-*"):
+            earlier.unlink()
+        self.now += 1_000_000
+        before = self.spool.epoch
+        if not running:
+            self.spool.close()
+        (self.directory / "spool.db").write_bytes(b"no database" * 900)
+        if running:
+            self.spool.recover(self.now)
+        else:
+            self.spool = opened(self.directory, max_bytes=20_000, now=self.now)
+        assert self.spool.opened is Opened.SET_ASIDE
+        assert self.spool.epoch != before
+        self.kept, self.answered, self.baseline = {}, set(), None
+        self.owed = [(pb.GAP_REASON_SPOOL_LOST, 0)]
 
     @rule(graceful=st.booleans())
     def restart(self, graceful: bool) -> None:
@@ -416,9 +668,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.spool.close()
             self._forget_answered()
         else:
-            # As after a kill: what was not committed is gone, the lock falls with the process.
-            self.spool._db.close()
-            os.close(self.spool._lock_fd)
+            _kill(self.spool)
             self.answered.clear()
         before = self.spool.epoch, self.spool.next_seq, self.spool.last_digest
         self.spool = opened(self.directory, max_bytes=20_000, now=self.now)
@@ -428,16 +678,6 @@ class SpoolMachine(RuleBasedStateMachine):
         self.kept = {k: v for k, v in self.kept.items() if k not in self.answered}
         self.answered.clear()
 
-    def _fail(self, at: int | None) -> None:
-        self._real = self.spool._db
-        if at is not None:
-            self.spool._db = _Failing(self._real, at)  # type: ignore[assignment]
-
-    def _mend(self) -> None:
-        self.spool._db = self._real
-        if self._real.in_transaction:
-            self._real.execute("ROLLBACK")
-
     @invariant()
     def nothing_is_lost_and_nothing_is_there_twice(self) -> None:
         if not hasattr(self, "spool"):
@@ -445,6 +685,7 @@ class SpoolMachine(RuleBasedStateMachine):
         found = {b.key: b.body for b in self.spool.pending(None, 1_000_000, 1 << 40)}
         assert found == {k: v for k, v in self.kept.items() if k not in self.answered}
         assert self.spool.load_baseline() == self.baseline
+        assert [(g.reason, g.count) for g in self.spool.owed_gaps(1_000).values()] == self.owed
         assert self.spool.fill().batches == len(found)
         assert self.spool.fill().bytes_used == sum(map(len, self.kept.values()))
 

@@ -513,7 +513,7 @@ def test_rows_held_back_are_merged_into_the_next_interval() -> None:
 def test_a_new_epoch_opens_every_unit_at_its_counters_also_rows_that_wait() -> None:
     first = step(begin(reading(7, 1_000)), snapshot(110, root(0), reading(7, 1_600)))
     second = step(first.baseline, snapshot(120, root(0), reading(7, 1_700)))
-    again = usage.reopen(usage.hold(second, fold_ended=False), [])
+    again = usage.reopen(usage.hold(second, fold_ended=False))
     third = step(persisted(again), snapshot(130, root(0), reading(7, 1_800)))
     assert row(third, 7).opens
     assert row(third, 7).counters_before[0] == 1_600
