@@ -86,7 +86,12 @@ class MeterLoop:
         """
         try:
             self._spool.take_up(time.time_ns())
-            self._take_up_baseline()
+            try:
+                self._take_up_baseline()
+            except SpoolCorrupt as error:
+                # A large spool is not checked as a whole when it is opened.
+                self._spool.recover(time.time_ns(), unusable=str(error))
+                self._take_up_baseline()
         except SpoolUnavailable as error:
             self._complain(error)
             return False
@@ -149,7 +154,10 @@ class MeterLoop:
     def _take_up_baseline(self) -> None:
         data = self._spool.load_baseline()
         if data is not None:
-            self.baseline = msgspec.msgpack.decode(data, type=Baseline)
+            try:
+                self.baseline = msgspec.msgpack.decode(data, type=Baseline)
+            except msgspec.DecodeError as error:
+                raise SpoolCorrupt(f"the baseline in {self._spool.directory} is damaged: {error}") from error
             self._was_down = True
             self._all_well()
             self._take_up_sources()

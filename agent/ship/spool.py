@@ -289,16 +289,17 @@ class Spool:
             self._batches, self._bytes = counted
             self._acknowledged -= acknowledged
 
-    def recover(self, now_unix_ns: int) -> None:
-        """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside. Until
-        this succeeds everything else goes on raising SpoolCorrupt.
+    def recover(self, now_unix_ns: int, unusable: str = "") -> None:
+        """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside, which
+        it is in any case if it is `unusable` (the reason). Until this succeeds everything else goes on raising
+        SpoolCorrupt.
         """
         with self._lock:
             if self._is_open:
                 self._is_open = False
                 with contextlib.suppress(sqlite3.Error):
                     self._db.close()
-            self._open_file(now_unix_ns)
+            self._open_file(now_unix_ns, suspect=True, unusable=unusable)
 
     def fill(self) -> Fill:
         oldest = None
@@ -326,8 +327,8 @@ class Spool:
                 os.close(self._lock_fd)
                 self._lock_fd = -1
 
-    def _open_file(self, now_unix_ns: int) -> None:
-        found = open_file(self._path, self.agent_id, now_unix_ns)
+    def _open_file(self, now_unix_ns: int, suspect: bool = False, unusable: str = "") -> None:
+        found = open_file(self._path, self.agent_id, now_unix_ns, suspect, unusable)
         try:
             meta = dict(found.db.execute("SELECT key, value FROM meta WHERE key != 'baseline'"))
             counted = self._count(found.db)

@@ -85,22 +85,26 @@ class Found(NamedTuple):
     """Why the file was set aside, or empty."""
 
 
-def open_file(path: Path, agent_id: AgentId, now_unix_ns: int) -> Found:
+def open_file(
+    path: Path, agent_id: AgentId, now_unix_ns: int, suspect: bool = False, unusable: str = ""
+) -> Found:
     """The spool at `path`, whatever has to be done to have one. SpoolError names what stands in the way.
 
-    Nobody else may have it open: the caller holds the lock.
+    Nobody else may have it open: the caller holds the lock. One that is `suspect` is checked as a whole, and
+    one that was found `unusable` (the reason) is set aside whatever a check would say.
     """
     try:
         if not path.exists():
             _create(path, agent_id, now_unix_ns, [])
             return Found(_connect(path), Opened.FRESH, None, "")
-        if _second_name(path) is None:
+        damage = unusable
+        if not damage and _second_name(path) is not None:
+            damage = "it was being set aside when the agent ended"
+        if not damage:
             try:
-                return Found(_adopt(path, agent_id), Opened.ADOPTED, None, "")
+                return Found(_adopt(path, agent_id, suspect), Opened.ADOPTED, None, "")
             except SpoolCorrupt as error:
                 damage = str(error)
-        else:
-            damage = "it was being set aside when the agent ended"
         aside = _replace(path, agent_id, now_unix_ns)
         return Found(_connect(path), Opened.SET_ASIDE, aside, damage)
     except (sqlite3.Error, OSError) as error:
@@ -181,13 +185,14 @@ def _create(path: Path, agent_id: AgentId, now_unix_ns: int, owed: Sequence[Gap]
     sync_directory(path.parent)
 
 
-def _adopt(path: Path, agent_id: AgentId) -> sqlite3.Connection:
+def _adopt(path: Path, agent_id: AgentId, suspect: bool) -> sqlite3.Connection:
     """Open the spool that is there and bring it forward. SpoolCorrupt if it is of no use."""
     db = None
     try:
         db = _connect(path)
-        if path.stat().st_size <= QUICK_CHECK_BELOW_BYTES:
-            verdict = db.execute("PRAGMA quick_check(1)").fetchone()
+        if suspect or path.stat().st_size <= QUICK_CHECK_BELOW_BYTES:
+            check = "integrity_check" if suspect else "quick_check"
+            verdict = db.execute(f"PRAGMA {check}(1)").fetchone()
             if verdict is None or verdict[0] != "ok":
                 raise SpoolCorrupt(f"{path}: {verdict}")
         meta = dict(db.execute("SELECT key, value FROM meta WHERE key != 'baseline'"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.loop import _encode
+from agent.ship import spool_file
 from agent.ship.spool import BatchKey
 from agent.ship.spool_file import Opened, SpoolUnavailable
 from tests.agent.fakehost import CONTAINER, FakeHost
@@ -66,6 +67,36 @@ def test_a_damaged_spool_is_told_of_once_also_when_the_agent_is_killed_before_it
     assert gap.reason == pb.GAP_REASON_SPOOL_LOST
     assert "spool.corrupt-" in gap.detail
     assert gaps_of(metering.tick()) == []
+    metering.stop()
+
+
+@pytest.mark.parametrize("sqlite_sees_it", [True, False])
+def test_a_baseline_that_cannot_be_read_sets_the_spool_aside_and_metering_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_sees_it: bool
+) -> None:
+    fake = FakeHost(tmp_path / "host")
+    for n in range(200):
+        fake.cpu(f"/system.slice/s{n}.service", n)
+    metering = Metering(fake, tmp_path / "state")
+    metering.spool._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if not sqlite_sees_it:
+        metering.spool._db.execute("UPDATE meta SET value = zeroblob(9000) WHERE key = 'baseline'")
+    metering.stop()
+    if sqlite_sees_it:
+        # As in a spool that is too large to be checked as a whole.
+        monkeypatch.setattr(spool_file, "QUICK_CHECK_BELOW_BYTES", 0)
+        path = tmp_path / "state" / "spool.db"
+        data = path.read_bytes()
+        at = data.index(b"/system.slice/s150.service")
+        path.write_bytes(data[: at - 6_000] + b"\xff" * 12_000 + data[at + 6_000 :])
+    metering = Metering(fake, tmp_path / "state")
+    assert metering.spool.opened is Opened.SET_ASIDE
+    assert ("malformed" in metering.spool.damage) == sqlite_sees_it
+    assert "header" not in metering.spool.damage
+    fake.cpu("/system.slice/s7.service", 1_007)
+    batches = metering.tick()
+    assert cpu_of(batches, "/system.slice/s7.service") == 1_000_000
+    assert [g.reason for g in gaps_of(batches)] == [pb.GAP_REASON_SPOOL_LOST]
     metering.stop()
 
 

@@ -323,7 +323,7 @@ def test_a_kill_at_any_step_of_setting_a_spool_aside_loses_neither_the_file_nor_
     assert steps > 15, "hardly a step was interrupted"
 
 
-def _damaged(path: Path, _agent_id: AgentId) -> sqlite3.Connection:
+def _damaged(path: Path, _agent_id: AgentId, _suspect: bool) -> sqlite3.Connection:
     raise SpoolCorrupt(f"{path}: as if")
 
 
