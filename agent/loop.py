@@ -175,7 +175,8 @@ class MeterLoop:
             drafts = batch.drafts(telling, producer, self._flags())
             stored = self._spool.commit(drafts, _encode(outcome.baseline), owed)
         except SpoolCorrupt as error:
-            log.error("spool_corrupt", code=Meter.BUFFER_OVERFLOW, error=str(error))
+            if "spool_unavailable" not in self.state.trouble:
+                log.error("spool_corrupt", code=Meter.BUFFER_OVERFLOW, error=str(error))
             self._recover(outcome)
             return False
         except SpoolError as error:

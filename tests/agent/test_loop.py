@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from agent.ship.spool import BatchKey
 from agent.ship.spool_file import Opened, SpoolUnavailable
 from tests.agent.fakehost import CONTAINER, FakeHost
 from tests.agent.metering import Metering, cpu_of, gaps_of, openings_of
-from tests.agent.test_spool import failing
+from tests.agent.test_spool import kill as kill_spool
+from tests.agent.test_spool_machine import failing
 from wire.v1 import usage_pb2 as pb
 
 OTHER, HIDDEN = "/system.slice/other.service", "/system.slice/hidden.service"
@@ -30,8 +30,7 @@ def fake(tmp_path: Path) -> FakeHost:
 def kill(metering: Metering) -> None:
     """As SIGKILL leaves it."""
     metering.loop.close()
-    metering.spool._db.close()
-    os.close(metering.spool._lock_fd)
+    kill_spool(metering.spool)
 
 
 def test_a_batch_found_damaged_is_told_of_once_also_when_the_agent_is_killed_in_between(
