@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -23,14 +24,17 @@ from agent.meter.catalogue import Catalogue
 from agent.meter.labels import LabelCache, sources
 from agent.meter.owners import Owners
 from agent.read import plan
+from agent.ship.backoff import Backoff
 from agent.ship.enrol import EnrolError, Identity, renew
 from agent.ship.shipper import Shipper
 from agent.ship.spool import BatchKey, Spool
+from agent.ship.spool_file import SpoolError, SpoolUnavailable
 from agent.tally import Tally
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
+from wire.daemon.systemd import tell_status
 from wire.statuses import Meter
 from wire.tls import CHANNEL_OPTIONS
 
@@ -41,6 +45,8 @@ METERING_THREAD = "wb-metering"
 RENEW_TIMEOUT_SECONDS = 20.0
 STUCK_AFTER_INTERVALS = 3
 STUCK_AFTER_SECONDS = 60.0
+START_BASE_SECONDS, START_CAP_SECONDS = 1.0, 30.0
+"""Pauses between two attempts to start while the spool's disk refuses."""
 
 log = journal.Journal("agent.daemon")
 
@@ -55,18 +61,20 @@ class Daemon:
         self._worker = ThreadPoolExecutor(1, "metering", _name_thread)
         self._stop = asyncio.Event()
         self._started = time.time()
+        self._metering_since: float | None = None
+        """None while the spool's disk keeps metering from beginning."""
         self._reload_error = ""
 
     async def run(self) -> None:
         settings = self._settings
         async with contextlib.AsyncExitStack() as closing:
             closing.callback(self._worker.shutdown)
-            self._spool = await self._metering(
-                lambda: Spool.open(
-                    settings.state_dir, self._identity.agent_id, settings.spool.max_bytes, time.time_ns()
-                )
-            )
+            self._spool = Spool(settings.state_dir, self._identity.agent_id, settings.spool.max_bytes)
             closing.callback(self._spool.close)
+            with contextlib.suppress(SpoolUnavailable):
+                # Before the sockets are taken, whose names belong to whoever holds the spool. A disk that
+                # refuses is told of in `_begin`, which tries again.
+                await self._metering(lambda: self._spool.take_up(time.time_ns()))
             self._loop = await self._metering(
                 lambda: MeterLoop(settings, self._spool, _catalogue(settings), Tally())
             )
@@ -89,7 +97,8 @@ class Daemon:
             await control.start()
             closing.push_async_callback(control.close)
             self._signals()
-            await self._metering(self._loop.start)
+            if not await self._begin():
+                return
             log.info(
                 "started",
                 version=__version__,
@@ -102,6 +111,18 @@ class Daemon:
                 seconds=round(time.time() - self._started, 3),
             )
             await self._until_stopped()
+
+    async def _begin(self) -> bool:
+        """Start to meter as soon as the spool's disk allows it; False if told to stop before that."""
+        backoff = Backoff(START_BASE_SECONDS, START_CAP_SECONDS, random.Random())  # noqa: S311 - spreads load
+        while not await self._metering(self._loop.start):
+            tell_status("; ".join(self._loop.state.trouble.values()))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff.next_seconds())
+                return False
+        self._metering_since = time.time()
+        tell_status("metering")
+        return True
 
     async def _until_stopped(self) -> None:
         shipping = asyncio.create_task(self._shipper.run())
@@ -195,7 +216,9 @@ class Daemon:
         log.info("reloaded", needs_restart=restart)
 
     def _stuck(self) -> dict[str, str]:
-        since = time.time() - max(self._loop.state.last_reading_unix, self._started)
+        if self._metering_since is None:
+            return {}
+        since = time.time() - max(self._loop.state.last_reading_unix, self._metering_since)
         bound = max(
             STUCK_AFTER_SECONDS,
             self._settings.meter.interval * STUCK_AFTER_INTERVALS * self._loop.state.stretch,
@@ -221,10 +244,14 @@ class Daemon:
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")
         if command == "status":
-            fill = await asyncio.to_thread(self._spool.fill)
+            fill = None
+            with contextlib.suppress(SpoolError):
+                fill = await asyncio.to_thread(self._spool.fill)
             return report.status(
                 self._identity, self._spool, fill, self._loop, self._shipper.state, self._unready()
             )
+        if self._metering_since is None:
+            return {"error": f"not metering yet: {'; '.join(self._unready().values())}"}
         if command == "top":
             return report.top(self._loop, int(request.get("limit", 50)))
         if command == "explain":

@@ -19,7 +19,7 @@ from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
 from agent.ship import export
 from agent.ship.enrol import Identity
-from agent.ship.spool import FILE_NAME
+from agent.ship.spool_file import FILE_NAME
 from wire.daemon.control import ControlError, ask
 from wire.tls import CHANNEL_OPTIONS
 

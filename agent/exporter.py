@@ -14,7 +14,8 @@ from agent.loop import MeterLoop
 from agent.meter.model import ClockState
 from agent.meter.rows import ROOT_ID
 from agent.ship.shipper import Shipper
-from agent.ship.spool import Spool, SpoolError
+from agent.ship.spool import Spool
+from agent.ship.spool_file import SpoolError
 from agent.tally import TOTALS
 from wire.measures import BIT
 

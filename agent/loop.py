@@ -11,6 +11,7 @@ the interval from the last one that was committed.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -28,7 +29,8 @@ from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
 from agent.read.host import HostError, HostFacts
 from agent.read.plan import Plan
-from agent.ship.spool import BatchKey, Opened, Spool, SpoolCorrupt, SpoolError, SpoolFull
+from agent.ship.spool import BatchKey, Spool
+from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError, SpoolFull, SpoolUnavailable
 from agent.tally import Tally
 from wire.daemon.journal import Journal
 from wire.statuses import Meter
@@ -76,28 +78,32 @@ class MeterLoop:
         self.baseline: Baseline
         self._was_down = False
 
-    def start(self) -> None:
-        """Take up the baseline of the spool, or begin one. Nothing is metered before it is durable."""
-        data = self._spool.load_baseline()
-        if data is not None:
-            self.baseline = msgspec.msgpack.decode(data, type=Baseline)
-            self._was_down = True
-            self._take_up_sources()
-            return
-        gaps = []
-        if self._spool.opened is Opened.SET_ASIDE:
-            gaps.append(self._lost_spool())
-        self.baseline = usage.begin(self._read(), self.plan.signature, self.catalogue.tenant_of, gaps)
-        self._spool.commit([], _encode(self.baseline))
-        log.info("metering_begun", units=len(self.baseline.units), epoch=self._spool.epoch)
+    def start(self) -> bool:
+        """Take up the spool and its baseline, or begin one. Nothing is metered before it is durable.
+
+        False while the disk refuses: `state.trouble` says why, call it again. The kernel goes on counting
+        meanwhile, so that waiting here costs what a later start would.
+        """
+        try:
+            self._spool.take_up(time.time_ns())
+            try:
+                self._take_up_baseline()
+            except SpoolCorrupt as error:
+                # A large spool is not checked as a whole when it is opened.
+                self._spool.recover(time.time_ns(), unusable=str(error))
+                self._take_up_baseline()
+        except SpoolUnavailable as error:
+            self._complain(error)
+            return False
+        return True
 
     def tick(self) -> bool:
         """One interval. Whether new batches are in the spool."""
         begun = time.perf_counter()
         snapshot = self._read()
-        self.baseline.gaps.extend(self._damaged_batches())
         outcome = usage.step(self.baseline, snapshot, self.catalogue.tenant_of, self._cadence)
-        committed = self._commit(outcome, snapshot.complete)
+        producer = self._producer(self.plan, self._reader.cpu_source, snapshot.complete)
+        committed = self._commit(outcome, producer)
         self.state.latest, self.state.latest_duration_ns = outcome.usages, outcome.interval.duration_ns
         self.state.tick_seconds = time.perf_counter() - begun
         return committed
@@ -118,20 +124,9 @@ class MeterLoop:
 
     def open_epoch(self, at_least: int, aside_from: BatchKey | None) -> None:
         """Begin a new epoch in spool and baseline: a collector knows this one differently."""
-        now = time.time_ns()
-        gaps = []
-        if aside_from is not None:
-            gaps.append(
-                Gap(
-                    self.baseline.end_unix_ns,
-                    max(now, self.baseline.end_unix_ns),
-                    int(pb.GAP_REASON_CONFLICT),
-                    0,
-                    f"batches of epoch {aside_from.epoch} from {aside_from.seq} on are in quarantine on this host",
-                )
-            )
-        self.baseline = usage.reopen(self.baseline, gaps)
-        self._spool.open_epoch(at_least, now, aside_from, _encode(self.baseline))
+        reopened = usage.reopen(self.baseline)
+        self._spool.open_epoch(at_least, time.time_ns(), aside_from, _encode(reopened))
+        self.baseline = reopened
         log.warning(
             "epoch_opened",
             code=Meter.IDENTITY_CONFLICT if aside_from else None,
@@ -156,12 +151,32 @@ class MeterLoop:
         self.catalogue.learn(snapshot.units)
         return snapshot
 
-    def _commit(self, outcome: Outcome, complete: bool) -> bool:
-        drafts = batch.drafts(outcome, self._producer(complete), self._flags())
+    def _take_up_baseline(self) -> None:
+        data = self._spool.load_baseline()
+        if data is not None:
+            try:
+                self.baseline = msgspec.msgpack.decode(data, type=Baseline)
+            except msgspec.DecodeError as error:
+                raise SpoolCorrupt(f"the baseline in {self._spool.directory} is damaged: {error}") from error
+            self._was_down = True
+            self._all_well()
+            self._take_up_sources()
+            return
+        self.baseline = usage.begin(self._read(), self.plan.signature, self.catalogue.tenant_of, [])
+        self._spool.commit([], _encode(self.baseline))
+        self._all_well()
+        self._say_what_was_set_aside()
+        log.info("metering_begun", units=len(self.baseline.units), epoch=self._spool.epoch)
+
+    def _commit(self, outcome: Outcome, producer: batch.Producer) -> bool:
         try:
-            stored = self._spool.commit(drafts, _encode(outcome.baseline))
+            owed = self._spool.owed_gaps(usage.MAX_GAPS - len(outcome.gaps))
+            telling = replace(outcome, gaps=[*outcome.gaps, *owed.values()])
+            drafts = batch.drafts(telling, producer, self._flags())
+            stored = self._spool.commit(drafts, _encode(outcome.baseline), owed)
         except SpoolCorrupt as error:
-            log.error("spool_corrupt", code=Meter.BUFFER_OVERFLOW, error=str(error))
+            if "spool_unavailable" not in self.state.trouble:
+                log.error("spool_corrupt", code=Meter.BUFFER_OVERFLOW, error=str(error))
             self._recover(outcome)
             return False
         except SpoolError as error:
@@ -169,24 +184,18 @@ class MeterLoop:
             return False
         self.baseline = outcome.baseline
         self._was_down = False
-        if self.state.trouble:
-            log.info("spool_recovered")
-            self.state.trouble = {}
+        self._all_well()
         self.state.last_commit_unix = time.time()
-        self.tally.committed(outcome, len(stored), sum(len(b.body) for b in stored))
+        self.tally.committed(telling, len(stored), sum(len(b.body) for b in stored))
         self._stretch()
         return bool(stored)
 
     def _hold(self, outcome: Outcome, error: SpoolError) -> None:
         """Keep the rows in the baseline, durable if the disk allows at least that."""
-        full = isinstance(error, SpoolFull)
-        reason = "spool_full" if full else "spool_unavailable"
-        if reason not in self.state.trouble:
-            log.error(reason, code=Meter.BUFFER_OVERFLOW, error=str(error))
-        self.state.trouble = {reason: f"{Meter.BUFFER_OVERFLOW}: {error}"}
+        self._complain(error)
         self.tally.held_intervals += 1
         self.baseline = usage.hold(outcome, fold_ended=True)
-        if full:
+        if isinstance(error, SpoolFull):
             try:
                 self._spool.commit([], _encode(self.baseline))
             except SpoolError as failed:
@@ -195,17 +204,49 @@ class MeterLoop:
 
     def _recover(self, outcome: Outcome) -> None:
         """The spool's file is damaged. The baseline is in memory, so nothing but undelivered batches is at stake."""
-        held = usage.hold(outcome, fold_ended=False)
-        self._spool.recover(time.time_ns())
-        gaps = [self._lost_spool()] if self._spool.opened is Opened.SET_ASIDE else []
-        self.baseline = usage.reopen(held, gaps)
+        try:
+            self._spool.recover(time.time_ns())
+        except SpoolError as error:
+            # Still without a spool: the next interval finds it closed and comes here again.
+            self._hold(outcome, error)
+            return
+        self._say_what_was_set_aside()
+        self.tally.held_intervals += 1
+        self.baseline = usage.reopen(usage.hold(outcome, fold_ended=False))
+        try:
+            if self._spool.opened is Opened.ADOPTED:
+                self._spool.open_epoch(self._spool.epoch, time.time_ns(), None, _encode(self.baseline))
+            else:
+                self._spool.commit([], _encode(self.baseline))
+        except SpoolError as error:
+            self._complain(error)
+
+    def _complain(self, error: SpoolError) -> None:
+        reason = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
+        if reason not in self.state.trouble:
+            log.error(reason, code=Meter.BUFFER_OVERFLOW, error=str(error))
+        self.state.trouble = {reason: f"{Meter.BUFFER_OVERFLOW}: {error}"}
+
+    def _all_well(self) -> None:
+        if self.state.trouble:
+            log.info("spool_recovered")
+            self.state.trouble = {}
+
+    def _say_what_was_set_aside(self) -> None:
         if self._spool.opened is Opened.SET_ASIDE:
-            self._spool.commit([], _encode(self.baseline))
-        else:
-            self._spool.open_epoch(self._spool.epoch, time.time_ns(), None, _encode(self.baseline))
+            log.error(
+                "spool_set_aside",
+                code=Meter.BUFFER_OVERFLOW,
+                file=str(self._spool.set_aside_as),
+                epoch=self._spool.epoch,
+                error=self._spool.damage,
+            )
 
     def _stretch(self) -> None:
-        fill = self._spool.fill()
+        try:
+            fill = self._spool.fill()
+        except SpoolError:
+            return
         share = fill.bytes_used / fill.max_bytes
         stretch = next((n for above, n in LONGER_WHEN_FULL if share >= above), 1)
         if stretch != self.state.stretch:
@@ -215,7 +256,7 @@ class MeterLoop:
     def _flags(self) -> int:
         return int(pb.BATCH_FLAG_AGENT_WAS_DOWN) if self._was_down else 0
 
-    def _producer(self, complete: bool) -> batch.Producer:
+    def _producer(self, by: Plan, cpu_source: str, complete: bool) -> batch.Producer:
         # A CPU that was there for a part of the interval may have been used.
         cpus, self._cpus = self._cpus, host.online_cpus(self._settings.read.proc_root)
         cpus = max(cpus, self._cpus)
@@ -223,23 +264,11 @@ class MeterLoop:
             host=self._settings.host_name or self.facts.host,
             version=__version__,
             cpus=cpus,
-            coverage=self.plan.coverage | (int(pb.COVERAGE_WHOLE_HOST) if complete else 0),
-            cpu_source=self._reader.cpu_source,
+            coverage=by.coverage | (int(pb.COVERAGE_WHOLE_HOST) if complete else 0),
+            cpu_source=cpu_source,
             clock_unsynchronised=self.state.clock is ClockState.UNSYNCHRONISED,
             describe=self.catalogue.describe,
         )
-
-    def _damaged_batches(self) -> list[Gap]:
-        return [
-            Gap(
-                lost.interval_end_unix_ns - self._cadence.interval_ns,
-                lost.interval_end_unix_ns,
-                int(pb.GAP_REASON_SPOOL_LOST),
-                1,
-                f"batch {lost.epoch}/{lost.seq} is damaged on this host's disk",
-            )
-            for lost in self._spool.take_damaged()
-        ]
 
     def _take_up_sources(self) -> None:
         """Change over from the sources of the baseline to those of now, at one instant."""
@@ -252,11 +281,12 @@ class MeterLoop:
             return
         earlier = self._plan_of(old)
         if earlier is not None:
-            reader = self._new_reader(earlier)
-            outcome = usage.step(self.baseline, reader.read(), self.catalogue.tenant_of, self._cadence)
-            reader.close()
+            with closing(self._new_reader(earlier)) as reader:
+                last = reader.read()
+            outcome = usage.step(self.baseline, last, self.catalogue.tenant_of, self._cadence)
             base = usage.rebase(outcome.baseline, self._read(), new, self.catalogue.tenant_of)
-            self._commit(replace(outcome, baseline=base), complete=True)
+            producer = self._producer(earlier, reader.cpu_source, last.complete)
+            self._commit(replace(outcome, baseline=base), producer)
         else:
             snapshot = self._read()
             end = self.baseline.end_unix_ns
@@ -285,20 +315,6 @@ class MeterLoop:
             if candidate.signature == signature:
                 return candidate
         return None
-
-    def _lost_spool(self) -> Gap:
-        """The undelivered batches of a spool that was set aside: between its last write and now."""
-        now = time.time_ns()
-        aside = self._spool.set_aside_as
-        written = aside.stat().st_mtime_ns if aside is not None and aside.exists() else now
-        log.error("spool_set_aside", code=Meter.BUFFER_OVERFLOW, file=str(aside), epoch=self._spool.epoch)
-        return Gap(
-            min(written, now),
-            now,
-            int(pb.GAP_REASON_SPOOL_LOST),
-            0,
-            f"damaged spool kept as {aside.name if aside else 'nothing'}",
-        )
 
     def _new_reader(self, by: Plan) -> CgroupReader:
         return CgroupReader(by, role, host.files_to_keep_open(self._settings.read.max_open_files))

@@ -27,12 +27,12 @@ _CPU, _MEMORY, _READ, _WRITE = (
 def status(
     identity: Identity,
     spool: Spool,
-    fill: Fill,
+    fill: Fill | None,
     loop: MeterLoop,
     shipper: ShipperState,
     unready: dict[str, str],
 ) -> dict[str, Any]:
-    """How the agent is."""
+    """How the agent is. `fill` is None while there is no usable spool."""
     state = loop.state
     now = time.time()
     return {
@@ -46,13 +46,15 @@ def status(
         "sources": loop.plan.signature,
         "unseen": list(plan.unseen(loop.facts, loop.plan)),
         "clock": state.clock.value,
-        "last_reading_seconds_ago": round(now - state.last_reading_unix, 3),
+        "last_reading_seconds_ago": round(now - state.last_reading_unix, 3)
+        if state.last_reading_unix
+        else None,
         "intervals_in_one": state.stretch,
-        "spool_batches": fill.batches,
-        "spool_bytes": fill.bytes_used,
-        "spool_max_bytes": fill.max_bytes,
+        "spool_batches": fill and fill.batches,
+        "spool_bytes": fill and fill.bytes_used,
+        "spool_max_bytes": fill and fill.max_bytes,
         "oldest_batch_seconds": None
-        if fill.oldest_interval_end_unix_ns is None
+        if fill is None or fill.oldest_interval_end_unix_ns is None
         else round(now - fill.oldest_interval_end_unix_ns / 1e9, 3),
         "collector": shipper.collector,
         "connected": shipper.connected_since is not None,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.meter import usage
-from agent.ship.spool import Opened
+from agent.ship.spool_file import Opened
 from bench.fleet import Stream, enrol
 from bench.site import Site
 from collector.door.ca import CertificateAuthority

@@ -67,6 +67,7 @@ class Draft:
 
     tenant: str
     rows: int
+    interval_start_unix_ns: int
     interval_end_unix_ns: int
     seal: Callable[[BatchId, bytes], bytes]
 
@@ -89,7 +90,9 @@ def drafts(outcome: Outcome, producer: Producer, extra_flags: int = 0) -> list[D
             for part in _parts(by_tenant[tenant]):
                 message = _message(stretch, gaps, producer, tenant, part)
                 message.flags = flags
-                out.append(Draft(tenant, len(part), stretch.interval.end_unix_ns, _sealer(message)))
+                interval = stretch.interval
+                seal = _sealer(message)
+                out.append(Draft(tenant, len(part), interval.start_unix_ns, interval.end_unix_ns, seal))
     return out
 
 

@@ -26,6 +26,11 @@ class MemoryTrack(msgspec.Struct, array_like=True):
     pids_peak: int | None = None
     estimated: bool = False
     """Two samples lay further apart than the sampling promises."""
+    # Whole byte-seconds of the three integrals, whose *_byte_ns above are the rest of less than one: a GiB
+    # for ten seconds is more byte-nanoseconds than fit into 64 bits, and the spool's encoding has no more.
+    byte_seconds: int = 0
+    working_set_byte_seconds: int = 0
+    error_byte_seconds: int = 0
 
     def add(
         self,
@@ -49,8 +54,13 @@ class MemoryTrack(msgspec.Struct, array_like=True):
             if self.peak_bytes is None or current_bytes > self.peak_bytes:
                 self.peak_bytes = current_bytes
             if self.byte_ns is not None:
-                self.byte_ns += (before + current_bytes) * dt_ns // 2
-            self.error_byte_ns += abs(current_bytes - before) * dt_ns // 2
+                whole, self.byte_ns = divmod(
+                    self.byte_ns + (before + current_bytes) * dt_ns // 2, NS_PER_SECOND
+                )
+                self.byte_seconds += whole
+            error_ns = self.error_byte_ns + abs(current_bytes - before) * dt_ns // 2
+            whole, self.error_byte_ns = divmod(error_ns, NS_PER_SECOND)
+            self.error_byte_seconds += whole
             if inactive_file_bytes is None or inactive_before is None:
                 if dt_ns:
                     self.working_set_byte_ns = None
@@ -58,9 +68,20 @@ class MemoryTrack(msgspec.Struct, array_like=True):
                 # The two files are read one after the other: inactive may momentarily exceed current.
                 working_set = max(0, current_bytes - inactive_file_bytes)
                 working_set_before = max(0, before - inactive_before)
-                self.working_set_byte_ns += (working_set_before + working_set) * dt_ns // 2
+                total_ns = self.working_set_byte_ns + (working_set_before + working_set) * dt_ns // 2
+                whole, self.working_set_byte_ns = divmod(total_ns, NS_PER_SECOND)
+                self.working_set_byte_seconds += whole
         if dt_ns > longest_gap_ns:
             self.estimated = True
+
+    def integrals_byte_ns(self) -> list[int | None]:
+        """Memory, working set and error since the last row; None where the integral is unknown."""
+        memory, working_set = self.byte_ns, self.working_set_byte_ns
+        return [
+            None if memory is None else self.byte_seconds * NS_PER_SECOND + memory,
+            None if working_set is None else self.working_set_byte_seconds * NS_PER_SECOND + working_set,
+            self.error_byte_seconds * NS_PER_SECOND + self.error_byte_ns,
+        ]
 
     def restarted(self) -> MemoryTrack:
         """The track for the next row: from the last sample on, nothing integrated yet."""

@@ -66,8 +66,8 @@ def hand_up_carries(rows: Mapping[int, Row], living: Mapping[int, UnitState]) ->
         heir = living[heir_id]
         hand_over(ended, heir)
         if heir.memory.current_bytes is not None:
-            a, b = heir.memory_carry_byte_ns, ended.memory_carry_byte_ns
-            heir.memory_carry_byte_ns = (a[0] + b[0], a[1] + b[1], a[2])
+            a, b = heir.memory_carried_byte_ns(), ended.memory_carried_byte_ns()
+            heir.carry_memory([a[0] + b[0], a[1] + b[1], a[2]])
 
 
 def hand_over(ended: UnitState, heir: UnitState) -> None:

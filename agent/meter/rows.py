@@ -33,6 +33,7 @@ _MEMORY_PEAK, _PIDS_PEAK = BIT["memory_peak_bytes"], BIT["pids_peak"]
 _MAXIMA = (_MEMORY_PEAK, _PIDS_PEAK)
 NO_IO: DeviceCounters = (0, 0, 0, 0)
 _NOTHING = (0,) * len(SUBTRACTED)
+_NO_CARRY = (0, 0, 0)
 _MEASURE_COUNT = len(MEASURES)
 _COUNTER_MASKS = tuple(1 << bit for bit in COUNTER_BITS)
 
@@ -65,8 +66,25 @@ class UnitState(msgspec.Struct, array_like=True):
     carry: tuple[int, ...] = _NOTHING
     """<= 0 per subtracted counter: counted in inner units before it was counted here."""
     io_carry: dict[str, DeviceCounters] = {}
-    memory_carry_byte_ns: tuple[int, int, int] = (0, 0, 0)
-    """Remainders below one byte-second, or what inner units had more: memory, working set, error."""
+    memory_carry_byte_ns: tuple[int, int, int] = _NO_CARRY
+    """Remainders below one byte-second: memory, working set, error."""
+    memory_carry_byte_seconds: tuple[int, int, int] = _NO_CARRY
+    """<= 0: what inner units had more, in whole byte-seconds so that it fits into 64 bits."""
+
+    def memory_carried_byte_ns(self) -> list[int]:
+        """Both parts of the carry in one number each."""
+        (x, y, z), whole = self.memory_carry_byte_ns, self.memory_carry_byte_seconds
+        if whole == _NO_CARRY:
+            return [x, y, z]
+        return [whole[0] * NS_PER_SECOND + x, whole[1] * NS_PER_SECOND + y, whole[2] * NS_PER_SECOND + z]
+
+    def carry_memory(self, totals_byte_ns: list[int]) -> None:
+        x, y, z = totals_byte_ns
+        if x >= 0 and y >= 0 and z >= 0:
+            self.memory_carry_byte_seconds, self.memory_carry_byte_ns = _NO_CARRY, (x, y, z)
+            return
+        (a, x), (b, y), (c, z) = (divmod(total, NS_PER_SECOND) for total in totals_byte_ns)
+        self.memory_carry_byte_seconds, self.memory_carry_byte_ns = (a, b, c), (x, y, z)
 
 
 class Row:
@@ -80,7 +98,7 @@ class Row:
         self.usage = usage
         self.flags = usage.flags
         self.enclosing_id = state.reading.enclosing_id
-        self.memory: list[int | None] = [memory.byte_ns, memory.working_set_byte_ns, memory.error_byte_ns]
+        self.memory = memory.integrals_byte_ns()
         self.devices: dict[str, list[int]] | None = None
         self.host_cpu_ns = usage.values[COUNTER_BITS[_CPU]]
 
@@ -89,7 +107,7 @@ class Row:
         values = usage.values
         if self.devices is not None or any(state.carry) or state.io_carry or min(values) < 0:
             self._settle_deficits()
-        carry = list(state.memory_carry_byte_ns)
+        carry = state.memory_carried_byte_ns()
         for slot, bit in enumerate((_MEMORY, _WORKING_SET, _MEMORY_ERROR)):
             total = self.memory[slot]
             if total is None or (slot == 2 and self.memory[0] is None):
@@ -98,7 +116,7 @@ class Row:
             values[bit] = max(0, total) // NS_PER_SECOND
             carry[slot] = total - values[bit] * NS_PER_SECOND
             usage.known |= 1 << bit
-        after.memory_carry_byte_ns = (carry[0], carry[1], carry[2])
+        after.carry_memory(carry)
         usage.flags = self.flags
         return usage
 
@@ -128,52 +146,10 @@ class Row:
 
 def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: int) -> Row:
     """Difference of one unit's reading to its state, nested units still included."""
-    before = state.reading
+    before, memory = state.reading, state.memory
     values = [0] * _MEASURE_COUNT
-    known = 0
-    flags = 0
-    kept: list[int | None] | None = None
-    odd = False
-    for old, new, bit, mask in zip(
-        before.counters, reading.counters, COUNTER_BITS, _COUNTER_MASKS, strict=False
-    ):
-        if old is None:
-            continue
-        if new is None or new < old:
-            odd = True
-            continue
-        values[bit] = new - old
-        known |= mask
-    if odd:
-        kept = list(reading.counters)
-        for index, (old, new) in enumerate(zip(before.counters, reading.counters, strict=False)):
-            if old is None or (new is not None and new >= old):
-                continue
-            bit = COUNTER_BITS[index]
-            if new is None:
-                kept[index] = old
-                continue
-            if index in _MAY_LAG:
-                kept[index] = old
-            else:
-                values[bit] = new
-                flags |= pb.ROW_FLAG_COUNTER_RESET
-            known |= 1 << bit
-    io = reading.io
-    devices: dict[str, DeviceCounters] = {}
-    if io is None:
-        io = before.io
-    elif before.io is not None:
-        known |= _IO_KNOWN
-        if io:
-            devices, reset = _io_deltas(before.io, io)
-            flags |= reset
-            _set_io(values, devices)
-        if before.io.keys() - io.keys():
-            # A device that is gone for now (unplugged, or its line unreadable once) keeps its counters.
-            io = {**before.io, **io}
-
-    memory = state.memory
+    known, flags, counters = _count(values, before.counters, reading.counters)
+    known_io, flags_io, devices, io = _count_io(values, before.io, reading.io)
     memory.add(
         boottime_ns,
         reading.memory_current_bytes,
@@ -181,14 +157,37 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
         reading.pids_current,
         longest_gap_ns,
     )
-    known |= _peaks(values, memory, before, reading)
+    known |= known_io | _peaks(values, memory, before, reading)
+    flags |= flags_io
     if memory.estimated and memory.byte_ns is not None:
         flags |= pb.ROW_FLAG_MEMORY_ESTIMATED
+    if counters is not reading.counters or io is not reading.io:
+        reading = msgspec.structs.replace(reading, counters=counters, io=io)
+    return _row(state, reading, flags, known, values, devices)
 
-    if kept is not None or io is not reading.io:
-        reading = msgspec.structs.replace(
-            reading, io=io, counters=tuple(kept) if kept is not None else reading.counters
-        )
+
+def ended(state: UnitState) -> Row:
+    """The last row of a unit whose end nobody saw: what memory was sampled since its last reading."""
+    reading = state.reading
+    values = [0] * _MEASURE_COUNT
+    known = sum(1 << COUNTER_BITS[i] for i, value in enumerate(reading.counters) if value is not None)
+    if reading.io is not None:
+        known |= _IO_KNOWN
+    known |= _peaks(values, state.memory, reading, reading)
+    flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
+    return _row(state, reading, flags, known, values, {})
+
+
+def _row(
+    state: UnitState,
+    reading: Reading,
+    flags: int,
+    known: int,
+    values: list[int],
+    devices: dict[str, DeviceCounters],
+) -> Row:
+    """The row from `state` to `reading`, which is where the unit's next row starts."""
+    before, memory = state.reading, state.memory
     usage = Usage(
         state.tenant,
         reading.cgroup_id,
@@ -205,29 +204,65 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
     return Row(state, next_state, usage, memory)
 
 
-def ended(state: UnitState) -> Row:
-    """The last row of a unit whose end nobody saw: what memory was sampled since its last reading."""
-    reading, memory = state.reading, state.memory
-    values = [0] * _MEASURE_COUNT
-    known = sum(1 << COUNTER_BITS[i] for i, value in enumerate(reading.counters) if value is not None)
-    if reading.io is not None:
-        known |= _IO_KNOWN
-    known |= _peaks(values, memory, reading, reading)
-    flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
-    usage = Usage(
-        state.tenant,
-        reading.cgroup_id,
-        reading.path,
-        flags,
-        known,
-        values,
-        {},
-        not state.opened,
-        reading.counters,
-        reading.io,
-    )
-    next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
-    return Row(state, next_state, usage, memory)
+def _count(values: list[int], before: Counters, now: Counters) -> tuple[int, int, Counters]:
+    """Set the differences; (known bits, row flags, the counters that the next differences start from)."""
+    if len(now) < len(before):
+        # A reading without its last counters does not know them; that is no reason to forget them.
+        now += (None,) * (len(before) - len(now))
+    known = 0
+    odd = False
+    for old, new, bit, mask in zip(before, now, COUNTER_BITS, _COUNTER_MASKS, strict=False):
+        if old is None:
+            continue
+        if new is None or new < old:
+            odd = True
+            continue
+        values[bit] = new - old
+        known |= mask
+    if not odd:
+        return known, 0, now
+    more, flags, now = _count_odd(values, before, now)
+    return known | more, flags, now
+
+
+def _count_odd(values: list[int], before: Counters, now: Counters) -> tuple[int, int, Counters]:
+    """`_count` for the counters that are unknown now or lower than before. What is unknown keeps its older
+    base: when it comes back, its difference covers the time between.
+    """
+    known = flags = 0
+    kept = list(now)
+    for index, (old, new) in enumerate(zip(before, now, strict=False)):
+        if old is None or (new is not None and new >= old):
+            continue
+        if new is None:
+            kept[index] = old
+            continue
+        known |= _COUNTER_MASKS[index]
+        if index in _MAY_LAG:
+            kept[index] = old
+        else:
+            values[COUNTER_BITS[index]] = new
+            flags |= int(pb.ROW_FLAG_COUNTER_RESET)
+    return known, flags, tuple(kept)
+
+
+def _count_io(
+    values: list[int], before: dict[str, DeviceCounters] | None, now: dict[str, DeviceCounters] | None
+) -> tuple[int, int, dict[str, DeviceCounters], dict[str, DeviceCounters] | None]:
+    """Set the differences; (known bits, row flags, differences by device, where the next ones start from)."""
+    if now is None:
+        return 0, 0, {}, before
+    if before is None:
+        return 0, 0, {}, now
+    devices: dict[str, DeviceCounters] = {}
+    flags = 0
+    if now:
+        devices, flags = _io_deltas(before, now)
+        _set_io(values, devices)
+    if before.keys() - now.keys():
+        # A device that is gone for now (unplugged, or its line unreadable once) keeps its counters.
+        now = {**before, **now}
+    return _IO_KNOWN, flags, devices, now
 
 
 def _peaks(values: list[int], memory: MemoryTrack, before: Reading, reading: Reading) -> int:

@@ -110,14 +110,20 @@ def begin(snapshot: Snapshot, sources: str, tenant_of: TenantOf, gaps: list[Gap]
     )
 
 
-def reopen(baseline: Baseline, gaps: list[Gap]) -> Baseline:
-    """The baseline for a new epoch whose past is known: every unit writes an opening again."""
-    for state in (baseline.root, *baseline.units.values()):
-        state.opened = False
-    for usage in (usage for stretch in baseline.held for usage in stretch.usages):
-        usage.opens = usage.cgroup_id != FOLDED_ID
-    baseline.gaps = [*baseline.gaps, *gaps]
-    return baseline
+def reopen(baseline: Baseline) -> Baseline:
+    """The baseline for a new epoch whose past is known: every unit writes an opening again. The given one
+    stays as it is, for when the new epoch cannot be stored.
+    """
+    replaced = msgspec.structs.replace
+    return replaced(
+        baseline,
+        root=replaced(baseline.root, opened=False),
+        units={cgroup_id: replaced(state, opened=False) for cgroup_id, state in baseline.units.items()},
+        held=[
+            replaced(stretch, usages=[replaced(u, opens=u.cgroup_id != FOLDED_ID) for u in stretch.usages])
+            for stretch in baseline.held
+        ],
+    )
 
 
 def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: TenantOf) -> Baseline:
@@ -129,8 +135,11 @@ def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: Tena
         new = fresh.root if old is baseline.root else fresh.units.get(old.reading.cgroup_id)
         hand_over(old, new or fresh.root)
         if new is not None:
-            new.memory, new.memory_carry_byte_ns = old.memory, old.memory_carry_byte_ns
-    return msgspec.structs.replace(baseline, sources=sources, root=fresh.root, units=fresh.units)
+            new.memory = old.memory
+            new.carry_memory(old.memory_carried_byte_ns())
+    return msgspec.structs.replace(
+        baseline, sources=sources, root=fresh.root, units=fresh.units, complete=fresh.complete
+    )
 
 
 def observe(
@@ -142,7 +151,7 @@ def observe(
     only: after a crash the stretch since the last commit is one trapezoid, marked as estimated.
     """
     for cgroup_id, (current, inactive, pids) in samples.items():
-        state = baseline.units.get(cgroup_id)
+        state = baseline.root if cgroup_id == ROOT_ID else baseline.units.get(cgroup_id)
         if state is not None:
             state.memory.add(boottime_ns, current, inactive, pids, cadence.longest_sample_gap_ns)
 

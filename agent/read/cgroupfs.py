@@ -105,11 +105,12 @@ class CgroupReader:
         )
 
     def sample_memory(self) -> list[MemorySample]:
-        """Memory and pids of the units of the last walk, by the descriptors at hand."""
+        """Memory and pids of the host and the units of the last walk, by the descriptors at hand."""
         out = []
-        for unit in self._units.values():
+        for unit in (*self._units.values(), self._root):
             files = unit.files
-            has_memory, has_pids = self._there(files[_MEMORY]), self._there(files[_PIDS])
+            has_memory = self._there(files[_MEMORY])
+            has_pids = unit is not self._root and self._there(files[_PIDS])
             if not has_memory and not has_pids:
                 continue
             try:

@@ -11,7 +11,8 @@ from typing import BinaryIO
 import msgspec
 from google.protobuf.message import DecodeError
 
-from agent.ship.spool import FILE_NAME, SpoolError, StoredBatch, is_damage
+from agent.ship.spool import StoredBatch
+from agent.ship.spool_file import FILE_NAME, SpoolError, is_damage
 from wire.identity import digest
 from wire.limits import MAX_BATCH_BYTES
 from wire.v1 import usage_pb2 as pb

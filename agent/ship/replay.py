@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from agent.ship.export import read_export
-from agent.ship.spool import SpoolError
+from agent.ship.spool_file import SpoolError
 from wire.identity import AgentId, digest
 from wire.statuses import Reason, Status
 from wire.v1 import ingest_pb2 as pb

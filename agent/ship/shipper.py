@@ -20,7 +20,8 @@ import grpc
 import grpc.aio
 
 from agent.ship.backoff import Backoff
-from agent.ship.spool import BatchKey, Spool, SpoolError
+from agent.ship.spool import Aside, BatchKey, Spool
+from agent.ship.spool_file import SpoolError
 from wire.daemon.journal import Journal
 from wire.statuses import Reason, Status
 from wire.v1 import ingest_pb2 as pb
@@ -334,7 +335,7 @@ class Shipper:
                     if key.epoch == self._spool.epoch:
                         await self._open_epoch(key.epoch, key)
                     else:
-                        await asyncio.to_thread(self._spool.quarantine, key, "identity conflict")
+                        await asyncio.to_thread(self._spool.quarantine, key, Aside.CONFLICT)
                     self._cursor = None
                     continue
             if answer.status in _SETTLED and answer.reason != Reason.REASON_DIGEST_MISMATCH:

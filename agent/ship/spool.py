@@ -5,11 +5,14 @@ transaction, so a kill or a power cut at any instruction leaves either both or n
 are remembered and written with the next commit: losing them costs a DUPLICATE answer, nothing else.
 
 Invariants. Sequence numbers of an epoch have no holes; the last digest is that of the highest one; a batch
-once committed is never changed, and only an answer from a collector removes it.
+once committed is never changed, and only an answer from a collector removes it. A batch that leaves in any other
+way leaves a gap that is owed, in the same transaction; the debt ends in the one that commits the batch with the
+gap in it.
 
 Failure model. Full disk or I/O error: SpoolUnavailable, nothing changed, try again. Over the size bound:
 SpoolFull before anything is written. A corrupt file is set aside under another name, never deleted, and a
-new epoch begins. A batch whose bytes no longer match their digest goes to quarantine, never to a collector.
+new epoch begins (`spool_file`). A batch whose bytes no longer match their digest goes to quarantine, never to a
+collector.
 """
 
 from __future__ import annotations
@@ -19,49 +22,44 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.errors import AgentError
 from agent.meter.batch import Draft
+from agent.meter.usage import Gap
+from agent.ship.spool_file import (
+    FILE_NAME,
+    Opened,
+    SpoolCorrupt,
+    SpoolError,
+    SpoolFull,
+    SpoolUnavailable,
+    begin_epoch,
+    is_damage,
+    open_file,
+    owe,
+    put,
+    refusal,
+)
 from wire.identity import AgentId, BatchId, digest
+from wire.v1 import usage_pb2 as pb
 
-SCHEMA_VERSION = 1
-FILE_NAME = "spool.db"
-MAX_SET_ASIDE = 3
-QUICK_CHECK_BELOW_BYTES = 64 << 20
-"""A larger spool is not checked as a whole at start, since metering must begin; its batches carry digests."""
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE batch (
-    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, tenant TEXT NOT NULL, rows INTEGER NOT NULL,
-    interval_end_unix_ns INTEGER NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (epoch, seq)
-);
-CREATE TABLE quarantine (
-    epoch INTEGER NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL
-);
-"""
 _COLUMNS = "epoch, seq, tenant, rows, interval_end_unix_ns, digest, body"
 
 
-class SpoolError(AgentError):
-    """The spool cannot be used; the message names the fix."""
+class Aside(Enum):
+    """Why a batch goes to quarantine."""
+
+    DAMAGED = "bytes on disk no longer match their digest"
+    CONFLICT = "identity conflict"
 
 
-class SpoolUnavailable(SpoolError):
-    """The disk refused for now. Nothing was changed; try again."""
-
-
-class SpoolFull(SpoolError):
-    """The batches would pass the size bound. Nothing was changed."""
-
-
-class SpoolCorrupt(SpoolError):
-    """The file is damaged: `Spool.open` anew sets it aside and begins a new epoch."""
+_GAP_REASON = {
+    Aside.DAMAGED: int(pb.GAP_REASON_SPOOL_LOST),
+    Aside.CONFLICT: int(pb.GAP_REASON_CONFLICT),
+}
 
 
 class BatchKey(NamedTuple):
@@ -83,14 +81,6 @@ class StoredBatch(NamedTuple):
         return BatchKey(self.epoch, self.seq)
 
 
-class Opened(Enum):
-    """How the spool was found."""
-
-    FRESH = "fresh"
-    ADOPTED = "adopted"
-    SET_ASIDE = "set_aside"
-
-
 class Fill(NamedTuple):
     bytes_used: int
     max_bytes: int
@@ -101,17 +91,20 @@ class Fill(NamedTuple):
 class Spool:
     """Thread-safe: one connection, one lock."""
 
-    def __init__(self, directory: Path, agent_id: AgentId, max_bytes: int, lock_fd: int) -> None:
+    def __init__(self, directory: Path, agent_id: AgentId, max_bytes: int) -> None:
         self.directory = directory
         self.agent_id = agent_id
         self.opened = Opened.FRESH
         self.set_aside_as: Path | None = None
-        self._damaged: list[StoredBatch] = []
+        self.damage = ""
+        """Why a file was set aside, or empty."""
+        self._path = directory / FILE_NAME
         self._max_bytes = max_bytes
-        self._lock_fd = lock_fd
+        self._lock_fd = -1
         self._lock = threading.RLock()
         self._acknowledged: set[BatchKey] = set()
         self._db: sqlite3.Connection
+        self._is_open = False
         self._epoch = 0
         self._next_seq = 1
         self._last_digest = b""
@@ -120,27 +113,25 @@ class Spool:
 
     @classmethod
     def open(cls, directory: Path, agent_id: AgentId, max_bytes: int, now_unix_ns: int) -> Spool:
-        """Open or create `<directory>/spool.db` for this agent. SpoolError names what to do."""
+        """A spool that is taken up already."""
+        spool = cls(directory, agent_id, max_bytes)
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-            lock_fd = os.open(directory / "spool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise SpoolError(
-                f"spool directory {directory}: {error.strerror}; make it a directory this user may write,"
-                " or set `state_dir` to one"
-            ) from error
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock_fd)
-            raise SpoolError(f"{directory} is in use by another weighbridge-agent; stop it first") from None
-        spool = cls(directory, agent_id, max_bytes, lock_fd)
-        try:
-            spool._open_file(now_unix_ns)
+            spool.take_up(now_unix_ns)
         except BaseException:
-            os.close(lock_fd)
+            spool.close()
             raise
         return spool
+
+    def take_up(self, now_unix_ns: int) -> None:
+        """Open or create `<directory>/spool.db`, unless it is open. SpoolError names what to do; after
+        SpoolUnavailable, try again.
+        """
+        with self._lock:
+            if self._is_open:
+                return
+            if self._lock_fd < 0:
+                self._lock_fd = _locked(self._path)
+            self._open_file(now_unix_ns)
 
     @property
     def epoch(self) -> int:
@@ -159,8 +150,12 @@ class Spool:
             row = db.execute("SELECT value FROM meta WHERE key = 'baseline'").fetchone()
         return None if row is None else bytes(row[0])
 
-    def commit(self, drafts: Sequence[Draft], baseline: bytes) -> list[StoredBatch]:
-        """Number, seal and store the drafts and move the baseline, all or nothing."""
+    def commit(
+        self, drafts: Sequence[Draft], baseline: bytes, gaps_told: Collection[int] = ()
+    ) -> list[StoredBatch]:
+        """Number, seal and store the drafts and move the baseline, all or nothing. `gaps_told` are those of
+        `owed_gaps` that the drafts hold: from here on nobody owes them.
+        """
         with self._lock:
             seq, previous = self._next_seq, self._last_digest
             stored = []
@@ -181,11 +176,18 @@ class Spool:
                 )
             acknowledged = frozenset(self._acknowledged)
             with self._transaction() as db:
-                db.executemany(f"INSERT INTO batch ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", stored)  # noqa: S608
-                self._put(db, "baseline", baseline)
+                db.executemany(
+                    f"INSERT INTO batch ({_COLUMNS}, interval_start_unix_ns) VALUES (?,?,?,?,?,?,?,?)",  # noqa: S608
+                    [
+                        (*batch, draft.interval_start_unix_ns)
+                        for batch, draft in zip(stored, drafts, strict=True)
+                    ],
+                )
+                db.executemany("DELETE FROM owed_gap WHERE id = ?", [(told,) for told in gaps_told])
+                put(db, "baseline", baseline)
                 if stored:
-                    self._put(db, "next_seq", seq)
-                    self._put(db, "last_digest", previous)
+                    put(db, "next_seq", seq)
+                    put(db, "last_digest", previous)
                 gone, freed = self._delete(db, acknowledged)
             self._next_seq, self._last_digest = seq, previous
             self._settle(acknowledged, size - freed, len(stored) - gone)
@@ -215,15 +217,17 @@ class Spool:
                 size += len(batch.body)
             cursor.close()
         for batch in damaged:
-            self.quarantine(batch.key, "bytes on disk no longer match their digest")
-            self._damaged.append(batch)
+            self.quarantine(batch.key, Aside.DAMAGED)
         return out
 
-    def take_damaged(self) -> list[StoredBatch]:
-        """Batches found damaged on disk and quarantined since the last call; whoever meters writes gaps."""
-        with self._lock:
-            damaged, self._damaged = self._damaged, []
-        return damaged
+    def owed_gaps(self, at_most: int) -> dict[int, Gap]:
+        """The oldest gaps of batches that will not be delivered and that no committed batch tells of, by id."""
+        with self._guarded() as db:
+            rows = db.execute(
+                "SELECT id, start_unix_ns, end_unix_ns, reason, count, detail FROM owed_gap ORDER BY id LIMIT ?",
+                (at_most,),
+            ).fetchall()
+        return {row[0]: Gap(*row[1:]) for row in rows}
 
     def held(self) -> dict[int, int]:
         """Epoch -> oldest sequence number still held; the current epoch's is `next_seq` if none is."""
@@ -250,11 +254,12 @@ class Spool:
                 gone, freed = self._delete(db, acknowledged)
             self._settle(acknowledged, -freed, -gone)
 
-    def quarantine(self, key: BatchKey, reason: str) -> None:
-        """Take one batch out of the queue without losing it."""
+    def quarantine(self, key: BatchKey, why: Aside) -> None:
+        """Take one batch out of the queue without losing it; its gap is owed from here on."""
+        detail = f"batch {key.epoch}/{key.seq} is in quarantine on this host: {why.value}"
         with self._lock:
             with self._transaction() as db:
-                acknowledged = self._move_aside(db, "epoch = ? AND seq = ?", key, reason)
+                acknowledged = self._move_aside(db, "epoch = ? AND seq = ?", key, why, detail)
                 counted = self._count(db)
             self._batches, self._bytes = counted
             self._acknowledged -= acknowledged
@@ -263,33 +268,38 @@ class Spool:
         self, at_least: int, now_unix_ns: int, aside_from: BatchKey | None, baseline: bytes
     ) -> None:
         """Begin a new epoch, later than `at_least`. Batches of the current epoch from `aside_from` on go to
-        quarantine in the same transaction, and the re-opened baseline is stored.
+        quarantine in the same transaction, one gap for them is owed, and the re-opened baseline is stored.
         """
         with self._lock:
             epoch = max(self._epoch + 1, at_least + 1, now_unix_ns // 1_000)
             with self._transaction() as db:
                 acknowledged: frozenset[BatchKey] = frozenset()
                 if aside_from is not None:
-                    acknowledged = self._move_aside(
-                        db, "epoch = ? AND seq >= ?", aside_from, "identity conflict"
+                    detail = (
+                        f"batches of epoch {aside_from.epoch} from {aside_from.seq} on are in quarantine on this host:"
+                        f" {Aside.CONFLICT.value}"
                     )
-                self._begin_epoch(db, epoch)
-                self._put(db, "baseline", baseline)
+                    acknowledged = self._move_aside(
+                        db, "epoch = ? AND seq >= ?", aside_from, Aside.CONFLICT, detail
+                    )
+                begin_epoch(db, epoch)
+                put(db, "baseline", baseline)
                 counted = self._count(db)
             self._epoch, self._next_seq, self._last_digest = epoch, 1, b""
             self._batches, self._bytes = counted
             self._acknowledged -= acknowledged
 
-    def recover(self, now_unix_ns: int) -> None:
-        """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside."""
+    def recover(self, now_unix_ns: int, unusable: str = "") -> None:
+        """Open the file anew after SpoolCorrupt; `opened` then says whether it had to be set aside, which
+        it is in any case if it is `unusable` (the reason). Until this succeeds everything else goes on raising
+        SpoolCorrupt.
+        """
         with self._lock:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
-            self._acknowledged.clear()
-            self._epoch, self._next_seq, self._last_digest = 0, 1, b""
-            self._bytes = self._batches = 0
-            self.set_aside_as = None
-            self._open_file(now_unix_ns)
+            if self._is_open:
+                self._is_open = False
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.close()
+            self._open_file(now_unix_ns, suspect=True, unusable=unusable)
 
     def fill(self) -> Fill:
         oldest = None
@@ -308,78 +318,29 @@ class Spool:
 
     def close(self) -> None:
         with self._lock:
-            with contextlib.suppress(SpoolError):
-                self.flush()
-            self._db.close()
-            os.close(self._lock_fd)
-
-    # What follows is the file itself.
-
-    def _open_file(self, now_unix_ns: int) -> None:
-        path = self.directory / FILE_NAME
-        existed = path.exists()
-        try:
-            self._db = _connect(path)
-            if existed:
-                self._adopt()
-                self.opened = Opened.ADOPTED
-                return
-        except (SpoolCorrupt, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and not is_damage(error):
-                raise SpoolError(f"{path}: {error}; free the disk or make the directory writable") from error
-            with contextlib.suppress(AttributeError, sqlite3.Error):
+            if self._is_open:
+                with contextlib.suppress(SpoolError):
+                    self.flush()
                 self._db.close()
-            self.set_aside_as = _set_aside(path, now_unix_ns)
-            self.opened = Opened.SET_ASIDE
-            self._db = _connect(path)
+                self._is_open = False
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    def _open_file(self, now_unix_ns: int, suspect: bool = False, unusable: str = "") -> None:
+        found = open_file(self._path, self.agent_id, now_unix_ns, suspect, unusable)
         try:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
-            self._put(self._db, "schema_version", SCHEMA_VERSION)
-            self._put(self._db, "agent_id", self.agent_id)
-            self._epoch = now_unix_ns // 1_000
-            self._begin_epoch(self._db, self._epoch)
-            self._db.execute("COMMIT")
+            meta = dict(found.db.execute("SELECT key, value FROM meta WHERE key != 'baseline'"))
+            counted = self._count(found.db)
         except sqlite3.Error as error:
-            raise SpoolError(f"{path}: {error}; free the disk or make the directory writable") from error
-
-    def _adopt(self) -> None:
-        db = self._db
-        path = self.directory / FILE_NAME
-        if path.stat().st_size <= QUICK_CHECK_BELOW_BYTES:
-            verdict = db.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict is None or verdict[0] != "ok":
-                raise SpoolCorrupt(f"{path}: {verdict}")
-        meta = dict(db.execute("SELECT key, value FROM meta WHERE key != 'baseline'"))
-        try:
-            version, owner = int(meta["schema_version"]), str(meta["agent_id"])
-            self._epoch, self._next_seq = int(meta["epoch"]), int(meta["next_seq"])
-            self._last_digest = bytes(meta["last_digest"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise SpoolCorrupt(f"{path}: no usable header ({error!r})") from error
-        if version != SCHEMA_VERSION:
-            raise SpoolError(
-                f"{path} is of schema {version}, this agent knows {SCHEMA_VERSION}: install its version"
-            )
-        self._batches, self._bytes = self._count(db)
-        if owner != self.agent_id:
-            if self._batches:
-                raise SpoolError(
-                    f"{path} holds {self._batches} undelivered batches of agent {owner}, this one is {self.agent_id}."
-                    f" Enrol again as that agent (weighbridge-collector token create --agent-id {owner}),"
-                    f" or move the file away after `weighbridge-agent spool export`"
-                )
-            raise SpoolCorrupt(f"{path} belongs to agent {owner}")
-
-    def _begin_epoch(self, db: sqlite3.Connection, epoch: int) -> None:
-        for key, value in (("epoch", epoch), ("next_seq", 1), ("last_digest", b"")):
-            self._put(db, key, value)
-
-    @staticmethod
-    def _put(db: sqlite3.Connection, key: str, value: int | str | bytes) -> None:
-        db.execute(
-            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (key, value),
-        )
+            found.db.close()
+            raise self._named(error) from error
+        self._db, self._is_open = found.db, True
+        self.opened, self.set_aside_as, self.damage = found.opened, found.set_aside_as, found.damage
+        self._epoch, self._next_seq = int(meta["epoch"]), int(meta["next_seq"])
+        self._last_digest = bytes(meta["last_digest"])
+        self._batches, self._bytes = counted
+        self._acknowledged.clear()
 
     def _delete(self, db: sqlite3.Connection, keys: Iterable[BatchKey]) -> tuple[int, int]:
         """(batches, bytes) that were there and are gone."""
@@ -392,15 +353,23 @@ class Spool:
         return gone, freed
 
     def _move_aside(
-        self, db: sqlite3.Connection, where: str, key: BatchKey, reason: str
+        self, db: sqlite3.Connection, where: str, key: BatchKey, why: Aside, detail: str
     ) -> frozenset[BatchKey]:
-        """Quarantine what a collector has not answered for; returns the answered ones, which are deleted."""
+        """Quarantine what a collector has not answered for and owe its gap; returns the answered ones, which
+        are deleted.
+        """
         acknowledged = frozenset(self._acknowledged)
         self._delete(db, acknowledged)
         db.execute(
             f"INSERT INTO quarantine SELECT epoch, seq, ?, digest, body FROM batch WHERE {where}",  # noqa: S608
-            (reason, *key),
+            (why.value, *key),
         )
+        for start, end, count in db.execute(
+            "SELECT min(coalesce(interval_start_unix_ns, interval_end_unix_ns)), max(interval_end_unix_ns),"  # noqa: S608
+            f" count(*) FROM batch WHERE {where} GROUP BY epoch",
+            key,
+        ).fetchall():
+            owe(db, Gap(start, end, _GAP_REASON[why], count, detail))
         db.execute(f"DELETE FROM batch WHERE {where}", key)  # noqa: S608
         return acknowledged
 
@@ -418,6 +387,8 @@ class Spool:
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            if not self._is_open:
+                raise SpoolCorrupt(f"{self._path} is not open")
             try:
                 yield self._db
             except sqlite3.Error as error:
@@ -437,39 +408,21 @@ class Spool:
                 raise
 
     def _named(self, error: sqlite3.Error) -> SpoolError:
-        path = self.directory / FILE_NAME
         if is_damage(error):
-            return SpoolCorrupt(f"{path}: {error}")
-        return SpoolUnavailable(f"{path}: {error}; free space on its disk or mount it writable")
+            return SpoolCorrupt(f"{self._path}: {error}")
+        return SpoolUnavailable(f"{self._path}: {error}; free space on its disk or mount it writable")
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is wrong, rather than the disk unwilling. SQLITE_ERROR is SQL that the file's
-    schema does not know, since ours is fixed.
-    """
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA journal_size_limit = 16777216")
-    db.execute("PRAGMA cache_size = -4096")
-    return db
-
-
-def _set_aside(path: Path, now_unix_ns: int) -> Path:
-    """Rename a damaged spool and its WAL. At most MAX_SET_ASIDE are kept before a person must look."""
-    earlier = sorted(path.parent.glob("spool.corrupt-*.db"))
-    if len(earlier) >= MAX_SET_ASIDE:
-        raise SpoolError(
-            f"{len(earlier)} damaged spools lie in {path.parent} already: check the disk, move them away, start again"
-        )
-    aside = path.parent / f"spool.corrupt-{now_unix_ns}.db"
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-    os.rename(path, aside)
-    return aside
+def _locked(path: Path) -> int:
+    """The descriptor that keeps other agents away from this spool."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        fd = os.open(path.with_name("spool.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise refusal(path, error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise SpoolError(f"{path.parent} is in use by another weighbridge-agent; stop it first") from None
+    return fd

@@ -18,7 +18,10 @@ import pytest
 
 from bench.cgroups import Cgroup, burner
 from bench.site import Site, SiteError
+from collector.handoff.log import Record, scan
 from collector.log_commands import verify
+from tests.agent.fakehost import CONTAINER, FakeHost
+from wire.v1 import usage_pb2
 
 
 @pytest.fixture
@@ -217,6 +220,59 @@ def test_an_export_replayed_any_number_of_times_changes_nothing(running: Site) -
     running.stop("agent")
     running.stop("collector")
     assert verify(running.directory / "collector" / "log").sound
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("had_a_spool", [False, True])
+def test_on_a_full_disk_the_agent_waits_says_why_and_then_meters_what_ran_meanwhile(
+    site: Site, had_a_spool: bool
+) -> None:
+    fake = FakeHost(site.directory / "host")
+    fake.cpu(CONTAINER, 1_000)
+    disk = site.directory / "agent"
+    disk.mkdir()
+    read = {"cgroup_root": str(fake.cgroup_root), "proc_root": str(fake.proc_root)}
+    site.prepare(agent={"read": read, "owners": {"host": "host", "default": "acme"}})
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        site.start_collector()
+        site.enroll()
+        if had_a_spool:
+            site.start_agent()
+            site.wait_metering()
+            site.stop("agent")
+        starts = site.journal("agent").count('"started"')
+        with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"\0" * 4_096)
+                filler.flush()
+        site.start_agent()
+        until(lambda: (site.directory / "run" / "agent.sock").exists())
+        reason = until(lambda: site.ask("agent", "status")["ready"].get("spool_unavailable"))
+        assert "METER-002" in reason
+        assert "free space" in reason
+        asked = site.command("agent", "status", check=False)
+        assert asked.returncode == 1
+        assert "not ready: spool_unavailable: METER-002" in asked.stdout
+        assert "not metering yet" in site.command("agent", "top", "--once", check=False).stderr
+        fake.cpu(CONTAINER, 5_000)
+        (disk / "filler").unlink()
+        until(lambda: site.journal("agent").count('"started"') > starts, 60)
+        assert site.ask("agent", "status")["ready"].get("spool_unavailable") is None
+        fake.cpu(CONTAINER, 6_000)
+        site.stop("agent")
+    finally:
+        site.close()
+        subprocess.run(["umount", disk], check=True)
+    rows = [
+        batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
+        for record in scan(site.directory / "collector" / "log")
+        if isinstance(record, Record) and (batch := usage_pb2.UsageBatch.FromString(record.body))
+        for row, path in enumerate(batch.containers.cgroup_path)
+        if path == CONTAINER
+    ]
+    # With a baseline nothing is lost by waiting; without one, metering begins where it can be written down.
+    assert sum(rows) == (5_000_000 if had_a_spool else 1_000_000)
 
 
 def test_without_an_identity_the_start_says_which_two_commands_are_missing(site: Site) -> None:

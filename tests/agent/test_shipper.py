@@ -17,6 +17,7 @@ from agent.ship.spool import BatchKey, Spool
 from tests.agent.test_spool import draft, opened
 from wire.statuses import Reason, Status
 from wire.v1 import ingest_pb2 as pb
+from wire.v1 import usage_pb2
 from wire.v1.ingest_pb2_grpc import IngestServicer, add_IngestServicer_to_server
 
 Script = Callable[[pb.Item], pb.Answer | None]
@@ -239,6 +240,33 @@ async def test_a_conflict_sets_the_rest_aside_and_asks_for_a_new_epoch(tmp_path:
         await until(lambda: (spool.epoch, 1) in service.items and spool.epoch != old)
         assert await shipper.drain(15)
     assert spool.quarantined() == 3
+    spool.close()
+
+
+async def test_a_conflict_over_a_batch_of_an_older_epoch_leaves_a_gap_for_it_and_begins_nothing_new(
+    tmp_path: Path,
+) -> None:
+    spool = opened(tmp_path)
+    spool.commit([draft(end=500), draft(end=510)], b"")
+    old = spool.epoch
+    spool.open_epoch(old, time.time_ns(), None, b"")
+    spool.commit([draft()], b"")
+
+    def script(item: pb.Item) -> pb.Answer:
+        if (item.epoch, item.seq) == (old, 2):
+            return pb.Answer(
+                epoch=old, seq=2, status=Status.STATUS_REJECTED, reason=Reason.REASON_IDENTITY_CONFLICT
+            )
+        return accept(item)
+
+    async with shipping(spool, Scripted(script)) as (shipper, _):
+        assert await shipper.drain(15)
+    spool.close()
+    spool = opened(tmp_path)
+    (gap,) = spool.owed_gaps(9).values()
+    assert (gap.start_unix_ns, gap.end_unix_ns, gap.reason) == (500, 510, usage_pb2.GAP_REASON_CONFLICT)
+    assert f"{old}/2" in gap.detail
+    assert spool.quarantined() == 1
     spool.close()
 
 

@@ -1,4 +1,4 @@
-"""One file replaced by another in one step that survives a power cut."""
+"""Files and their names, so that they survive a power cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:
