@@ -55,13 +55,11 @@ def directory_for_pins(parent: Path) -> Iterator[ProbeSet]:
         yield ProbeSet(directory)
     finally:
         if os.path.ismount(directory):
-            for folder, _, files in os.walk(directory, topdown=False):
-                for name in files:
-                    # Not the two files that every bpffs has.
-                    if Path(folder) != directory:
-                        os.unlink(Path(folder, name))
-                if Path(folder) != directory:
-                    os.rmdir(folder)
+            # Not the two files that every bpffs has of its own.
+            for folder in directory.glob("v*"):
+                for pin in folder.iterdir():
+                    pin.unlink()
+                folder.rmdir()
             subprocess.run(["umount", str(directory)], check=True)
 
 
