@@ -115,6 +115,9 @@ static int load(const struct command_line *line)
 	struct pins pins;
 	gid_t group;
 
+	if (access("/sys/kernel/btf/vmlinux", R_OK))
+		return fail("this kernel does not describe its types (no /sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF): "
+			    "load with --engine bcc, or let the agent read files alone");
 	if (require_capabilities() || find_group(line->group, &group) || require_bpffs(line->directory, group) ||
 	    open_pins(&pins, line->directory, group))
 		return 1;
