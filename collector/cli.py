@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         lambda args: config.read(args.config).ca_dir,
         lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
     )
-    log_commands.add_commands(commands, lambda args: config.read(args.config).log_directory)
+    log_commands.add_commands(commands, lambda args: config.read(args.config))
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from collector.decide.validate import Bounds
 from collector.errors import CollectorError
 from wire.daemon.settings import Bytes, Seconds, SettingsError, load
 
@@ -83,6 +84,14 @@ class Validation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     clock_behind: Annotated[
         Seconds, D(description="how long ago a batch may have ended; spools may be weeks old")
     ] = Seconds(400 * 86_400)
+
+    def bounds(self) -> Bounds:
+        """As the validator takes them."""
+        return Bounds(
+            tenants=None if self.tenants is None else frozenset(self.tenants),
+            future_ns=self.clock_ahead.ns,
+            past_ns=self.clock_behind.ns,
+        )
 
 
 class Port(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -1,9 +1,11 @@
-"""`weighbridge-collector log cat | verify | repair`. They read a log that is being written, too."""
+"""`weighbridge-collector log cat | verify | repair | readmit`. The reading ones read a log that is being written, too."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,14 +15,16 @@ from typing import Any
 import msgspec
 from google.protobuf.message import DecodeError
 
+from collector import readmission
+from collector.config import Settings
 from collector.errors import CollectorError
-from collector.handoff.log import Damage, Kind, Record, repair, scan
+from collector.handoff.log import Damage, Kind, Record, repair, scan, unfinished_bytes
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
 TABLE_COLUMNS = ("cgroup_id", "cgroup_path", "kind", "runtime", "container_id", "pod_uid", "name")
 
-LogOf = Callable[[argparse.Namespace], Path]
+SettingsOf = Callable[[argparse.Namespace], Settings]
 
 
 class LogVerdict(msgspec.Struct):
@@ -29,6 +33,8 @@ class LogVerdict(msgspec.Struct):
     batches: int = 0
     rows: int = 0
     rejected: int = 0
+    readmitted: int = 0
+    """Of the batches: rejected first, let in later by a person."""
     refused: int = 0
     streams: int = 0
     adopted: int = 0
@@ -37,14 +43,22 @@ class LogVerdict(msgspec.Struct):
     missing: list[str] = []
     chain_breaks: list[str] = []
     damaged: list[str] = []
+    unfinished_bytes: int = 0
+    """At the end, nobody was told of: being written now, or torn by a crash and cut off by the next start."""
 
     @property
     def sound(self) -> bool:
         return not (self.duplicates or self.missing or self.chain_breaks or self.damaged)
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], log_of: LogOf) -> None:
-    """Add the commands; `log_of` finds the log's directory of the parsed arguments."""
+def add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], settings_of: SettingsOf
+) -> None:
+    """Add the commands; `settings_of` reads the settings that the parsed arguments name."""
+
+    def log_of(args: argparse.Namespace) -> Path:
+        return _existing(settings_of(args).log_directory)
+
     log = subparsers.add_parser("log", help="the durable local log").add_subparsers(required=True)
 
     cat = log.add_parser("cat", help="every batch, oldest first")
@@ -63,14 +77,33 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     mend = log.add_parser("repair", help="replace damaged places by fillers (the collector must be stopped)")
     mend.set_defaults(handler=lambda args: _repair(log_of(args)))
 
+    again = log.add_parser(
+        "readmit",
+        help="let in what was rejected because of a setting that is right now (the collector must be stopped)",
+    )
+    again.add_argument(
+        "--reason",
+        action="append",
+        choices=[reason.removeprefix("REASON_").lower() for reason in readmission.SETTING_REASONS],
+        help="only what was rejected for this; repeatable",
+    )
+    again.add_argument("--tenant", help="only this tenant's")
+    again.add_argument("--agent-id", help="only this agent's")
+    again.add_argument(
+        "--dry-run", action="store_true", help="only say what would happen; the collector may run"
+    )
+    again.add_argument("--json", action="store_true", help="one object a line")
+    again.set_defaults(handler=lambda args: _readmit(args, settings_of(args)))
+
 
 def verify(directory: Path) -> LogVerdict:
     """Read the whole log and say what is wrong with it."""
     verdict = LogVerdict()
+    verdict.unfinished_bytes = unfinished_bytes(directory)
     streams: dict[tuple[str, int], _StreamCheck] = {}
-    for record in scan(_existing(directory)):
+    for record in scan(directory):
         if isinstance(record, Damage):
-            verdict.damaged.append(f"{record.segment} at byte {record.offset}")
+            verdict.damaged.append(record.place)
             continue
         if record.kind is Kind.REFUSED:
             verdict.refused += 1
@@ -82,7 +115,11 @@ def verify(directory: Path) -> LogVerdict:
             verdict.adopted += 1
             stream.adopted(record.seq)
             continue
-        if record.seq in stream.digests:
+        if record.kind is Kind.ACCEPTED and stream.rejected.get(record.seq) == record.digest:
+            del stream.rejected[record.seq]
+            verdict.rejected -= 1
+            verdict.readmitted += 1
+        elif record.seq in stream.digests:
             verdict.duplicates.append(name)
             continue
         previous = None
@@ -93,6 +130,7 @@ def verify(directory: Path) -> LogVerdict:
             verdict.rows += len(batch.containers.cgroup_id)
         else:
             verdict.rejected += 1
+            stream.rejected[record.seq] = record.digest
         stream.digests[record.seq] = (record.digest, previous)
     for (agent_id, epoch), stream in streams.items():
         verdict.streams += 1
@@ -106,6 +144,8 @@ class _StreamCheck:
 
     def __init__(self) -> None:
         self.digests: dict[int, tuple[bytes, bytes | None]] = {}
+        self.rejected: dict[int, bytes] = {}
+        """Digests of what was rejected and not let in since."""
         self._first = 1
         self._known_up_to: set[int] = set()
 
@@ -132,8 +172,13 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
     else:
         print(
             f"{verdict.batches} batches, {verdict.rows} rows of {verdict.streams} streams;"
-            f" {verdict.rejected} rejected, {verdict.refused} refused, {verdict.adopted} taken up midway"
+            f" {verdict.rejected} rejected, {verdict.readmitted} readmitted, {verdict.refused} refused,"
+            f" {verdict.adopted} taken up midway"
         )
+        if verdict.unfinished_bytes:
+            print(
+                f"  {verdict.unfinished_bytes} bytes of an unfinished group at the end; nobody was told of it"
+            )
         for title, found in (
             ("delivered twice", verdict.duplicates),
             ("missing", verdict.missing),
@@ -146,10 +191,10 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
 
 def _cat(args: argparse.Namespace, directory: Path) -> int:
     damaged = False
-    for record in scan(_existing(directory)):
+    for record in scan(directory):
         if isinstance(record, Damage):
             damaged = True
-            print(f"{record.segment} is damaged at byte {record.offset}; see `log verify`", file=sys.stderr)
+            print(f"damaged: {record.place}; see `log verify`", file=sys.stderr)
             continue
         if record.kind is Kind.ADOPTED or args.rejected != (record.kind is not Kind.ACCEPTED):
             continue
@@ -225,10 +270,46 @@ def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
 
 
 def _repair(directory: Path) -> int:
-    done = repair(_existing(directory))
+    _as_owner(directory)
+    done = repair(directory)
     for line in done or ["nothing to repair"]:
         print(line)
     return 0
+
+
+def _readmit(args: argparse.Namespace, settings: Settings) -> int:
+    directory = _existing(settings.log_directory)
+    if not args.dry_run:
+        _as_owner(directory)
+    reasons = [f"REASON_{name.upper()}" for name in args.reason or ()] or readmission.SETTING_REASONS
+    choice = readmission.Choice(reasons, args.tenant, args.agent_id)
+    outcomes = readmission.readmit(settings, choice, args.dry_run)
+    for outcome in outcomes:
+        if args.json:
+            print(json.dumps(msgspec.to_builtins(outcome)))
+        else:
+            done = "would be let in" if args.dry_run else "let in"
+            print(
+                f"{outcome.agent_id} {outcome.epoch}/{outcome.seq}  {outcome.tenant}  {outcome.rows} rows"
+                f"  {outcome.cpu_usage_ns / 1e9:.3f} CPU seconds  {outcome.reason}:"
+                f" {f'still {outcome.still}' if outcome.still else done}"
+            )
+    if not outcomes and not args.json:
+        print("nothing to readmit")
+    return 1 if any(outcome.still for outcome in outcomes) else 0
+
+
+def _as_owner(directory: Path) -> None:
+    """Files that another user makes here could not be opened by the collector afterwards."""
+    owner = directory.stat().st_uid
+    if os.geteuid() != owner:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"#{owner}"
+        raise CollectorError(
+            f"{directory} belongs to {name}: run this as that user (runuser -u {name} -- ...)"
+        )
 
 
 def _existing(directory: Path) -> Path:

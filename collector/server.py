@@ -19,17 +19,17 @@ import grpc.aio
 from collector.config import Settings, read, split_address
 from collector.decide.admission import AdmitAll
 from collector.decide.dedup import StreamState
-from collector.decide.validate import Bounds, Validator
+from collector.decide.validate import Validator
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
 from collector.door.service import IngestService
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
-from collector.handoff.log import Damage, DurableLog, Kind, scan
+from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
 from collector.pipeline import Pipeline
 from collector.state.memory import Streams
-from collector.state.sqlite import Checkpoint
+from collector.state.sqlite import CHECKPOINT_FILE, Checkpoint
 from collector.tally import Tally
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
@@ -42,7 +42,6 @@ from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
-CHECKPOINT_FILE = "streams.db"
 ENDPOINTS_FILE = "endpoints.json"
 CONTROL_SOCKET = "collector.sock"
 
@@ -64,10 +63,15 @@ class Server:
     async def run(self) -> None:
         settings = self._settings
         with contextlib.ExitStack() as closing:
-            self._log = DurableLog(settings.log_directory, settings.log.segment_size, settings.log.min_free)
-            closing.callback(self._log.close)
             self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
             closing.callback(self._checkpoint.close)
+            self._log = DurableLog(
+                settings.log_directory,
+                settings.log.segment_size,
+                settings.log.min_free,
+                synced_end=self._checkpoint.log_end(),
+            )
+            closing.callback(self._log.close)
             replayed = await asyncio.to_thread(
                 load_streams, self._streams, self._checkpoint, settings.log_directory, self._log.end
             )
@@ -75,7 +79,7 @@ class Server:
                 self._streams,
                 self._log,
                 AdmitAll(),
-                Validator(_bounds(settings)),
+                Validator(settings.validation.bounds()),
                 self._tally,
                 settings.limits.queued,
             )
@@ -163,6 +167,7 @@ class Server:
         yield "streams", "Streams known: one per agent and epoch.", len(self._streams)
         yield "log_end_bytes", "Length of the durable log since its beginning.", self._log.end
         yield "log_queued_bytes", "Bytes that wait for the disk.", self._log.queued_bytes
+        yield "log_torn_bytes", "Bytes of an unfinished group cut off at this start.", self._log.torn_bytes
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
     def _stuck(self) -> dict[str, str]:
@@ -233,7 +238,7 @@ class Server:
             return
         self._reload_error = ""
         old, self._settings = self._settings, fresh
-        self._pipeline.validator.bounds = _bounds(fresh)
+        self._pipeline.validator.bounds = fresh.validation.bounds()
         journal.configure(fresh.journal_level)
         restart = [
             name
@@ -274,10 +279,7 @@ def load_streams(streams: Streams, checkpoint: Checkpoint, directory: Path, log_
     count = 0
     for record in scan(directory, covered, log_end):
         if isinstance(record, Damage):
-            raise CollectorError(
-                f"{directory / record.segment} is damaged at byte {record.offset}: look with"
-                " `weighbridge-collector log verify`, then `weighbridge-collector log repair`"
-            )
+            raise DamagedLog(damage_text(directory / record.segment, record.offset))
         count += 1
         if record.kind is Kind.REFUSED:
             continue
@@ -290,15 +292,6 @@ def load_streams(streams: Streams, checkpoint: Checkpoint, directory: Path, log_
         else:
             known.mark(record.seq, record.digest)
     return count
-
-
-def _bounds(settings: Settings) -> Bounds:
-    validation = settings.validation
-    return Bounds(
-        tenants=None if validation.tenants is None else frozenset(validation.tenants),
-        future_ns=validation.clock_ahead.ns,
-        past_ns=validation.clock_behind.ns,
-    )
 
 
 def _key_material(settings: Settings, authority: CertificateAuthority | None) -> tuple[Any, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,21 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """CA, collector and agent to start as real processes; killed afterwards if they still run."""
     with Site(tmp_path / "site") as made:
         yield made
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with the given options, "size=1m" or "ro,size=1m"; gone afterwards. For `root` tests."""
+    made: list[Path] = []
+
+    def mount(options: str) -> Path:
+        disk = tmp_path / f"disk-{len(made)}"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+        made.append(disk)
+        return disk
+
+    yield mount
+    for disk in made:
+        # Lazily, so that what a failed test still holds open does not keep the mount.
+        subprocess.run(["umount", "--lazy", disk], check=True)

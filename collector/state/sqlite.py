@@ -14,6 +14,8 @@ from collector.decide.dedup import StreamState, pack_ahead, unpack_ahead
 from collector.errors import CollectorError
 from wire.identity import AgentId
 
+CHECKPOINT_FILE = "streams.db"
+
 StreamKey = tuple[AgentId, int]
 """(agent_id, epoch)"""
 
@@ -45,8 +47,12 @@ class Checkpoint:
 
     def load(self) -> tuple[int, Iterator[tuple[StreamKey, StreamState]]]:
         """(log offset covered, streams)."""
+        return self.log_end(), self._streams()
+
+    def log_end(self) -> int:
+        """Log offset covered: everything before it was durable when it was written down here."""
         row = self._db.execute("SELECT log_end FROM position").fetchone()
-        return (int(row[0]) if row else 0), self._streams()
+        return int(row[0]) if row else 0
 
     def _streams(self) -> Iterator[tuple[StreamKey, StreamState]]:
         for agent_id, epoch, watermark, last, ring, ahead in self._db.execute("SELECT * FROM stream"):

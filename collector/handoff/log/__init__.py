@@ -1,0 +1,47 @@
+"""The local durable log: batches verbatim, in segment files, one fdatasync for many.
+
+    <directory>/00000000000000000000.log   named by the offset of its first byte in the whole log
+    group  = mark | record …               one write, then one fdatasync; only then the next group is written
+    record = header | note | batch         header: magic, sizes, CRC-32 of header and note, kind, received_at,
+                                           agent, epoch, seq, SHA-256 of the batch
+    mark   = a header of kind MARK         its seq is its own offset: all before it had been synced
+
+    records.py   the format; pure: bytes -> records and damaged places
+    files.py     the directory: segments, the lock
+    writer.py    DurableLog, the one who appends
+    reader.py    scan, also of a log that is being written
+    mend.py      repair, when a person decides
+
+Invariants. A record is reported durable only after fdatasync returned. Behind the durable end the file has
+nothing that somebody was told about. A mark is written only after everything before it was synced; so is a
+segment created, whose name therefore says the same.
+
+Failure model. The disk keeps what fdatasync promised; of a write it did not promise it keeps any pages in any
+order, and a kill leaves any beginning of it. So a bad place behind the last proof (mark, segment name,
+checkpoint) is the torn write of a group that nobody was answered for: the start cuts it off and keeps a copy.
+A bad place before a proof was synced and has changed since: `DamagedLog`, and a person decides. A group that is
+the last for SEAL_AFTER_SECONDS, and the last of all at the end, gets a mark of its own behind it, so what rests
+is proven (docs/decisions/0012). After a failed write or sync the page cache is not trusted: the file is cut back
+to the durable end and reopened before anything else is written.
+"""
+
+from collector.handoff.log.files import DamagedLog, LogError, damage_text, segments
+from collector.handoff.log.mend import repair
+from collector.handoff.log.reader import Damage, scan, unfinished_bytes
+from collector.handoff.log.records import Kind, Record, frame
+from collector.handoff.log.writer import DurableLog
+
+__all__ = [
+    "Damage",
+    "DamagedLog",
+    "DurableLog",
+    "Kind",
+    "LogError",
+    "Record",
+    "damage_text",
+    "frame",
+    "repair",
+    "scan",
+    "segments",
+    "unfinished_bytes",
+]

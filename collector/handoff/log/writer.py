@@ -1,0 +1,263 @@
+"""The one who appends. One thread takes everything that waits, writes it in one go, syncs, and reports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from collector.handoff.log.files import (
+    DamagedLog,
+    LogError,
+    damage_text,
+    lock,
+    segment_path,
+    segments,
+    sync_directory,
+    torn_path,
+)
+from collector.handoff.log.records import HEADER_BYTES, Bad, Kind, mark, pieces
+from wire.daemon.files import replace_durably
+from wire.daemon.journal import Journal
+
+SEAL_AFTER_SECONDS = 1.0
+"""With nothing to write for so long, the last group gets its proof: one more sync, but none under load."""
+KEPT_TORN_TAILS = 16
+_PIECES_AT_ONCE = 1_000
+"""At most IOV_MAX (1024) go into one pwritev(2)."""
+
+log = Journal("collector.log")
+
+Done = Callable[[int | None], object]
+"""Called from the log's thread: offset behind the group's last byte, or None if the group is not durable."""
+
+
+class DurableLog:
+    """Appends. One per directory and process."""
+
+    def __init__(self, directory: Path, segment_bytes: int, min_free_bytes: int, synced_end: int = 0) -> None:
+        """Lock, open, cut a torn tail off. `synced_end`: an offset that somebody else knows to be durable, a
+        proof beside the log's own. DamagedLog, LogError name what to do.
+        """
+        self.directory = directory
+        self._segment_bytes = segment_bytes
+        self._min_free_bytes = min_free_bytes
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+            self._lock_fd = lock(directory)
+        except OSError as error:
+            raise LogError(
+                f"log directory {directory}: {error.strerror}; make it writable for this user or set `log.directory`"
+            ) from error
+        self.torn_bytes = 0
+        self._fd = -1
+        self._base: int
+        self._size: int
+        self._sealed: bool
+        """Whether the last thing in the log is a mark."""
+        self._waiting: list[tuple[list[bytes], Done]] = []
+        self._queued_bytes = 0
+        self._wake = threading.Condition()
+        self._closing = False
+        self.trouble = ""
+        try:
+            self._open_tail(synced_end)
+        except OSError as error:
+            self._let_go()
+            raise LogError(f"{directory}: {error.strerror}; free its disk or mount it writable") from error
+        except BaseException:
+            self._let_go()
+            raise
+        self._thread = threading.Thread(target=self._run, name="durable-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last durable byte."""
+        return self._base + self._size
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that writes still runs."""
+        return self._thread.is_alive()
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
+    def append(self, frames: list[bytes], done: Done) -> None:
+        """Queue the pieces of records. Groups become durable in the order of the calls; an empty one is a barrier."""
+        with self._wake:
+            self._waiting.append((frames, done))
+            self._queued_bytes += sum(map(len, frames))
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Write what waits, seal it, then stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        os.close(self._lock_fd)
+
+    def _run(self) -> None:
+        while True:
+            groups = self._next_groups()
+            if groups or not self._sealed:
+                self._commit(groups)
+            if self._closing and not groups and not self._waiting:
+                return
+
+    def _next_groups(self) -> list[tuple[list[bytes], Done]]:
+        """What waits, once something does; nothing when it is time for a seal, or for the end."""
+        with self._wake:
+            while not (self._waiting or self._closing):
+                if not self._wake.wait(None if self._sealed else SEAL_AFTER_SECONDS):
+                    break
+            groups, self._waiting = self._waiting, []
+            self._queued_bytes = 0
+        return groups
+
+    def _commit(self, groups: list[tuple[list[bytes], Done]]) -> None:
+        """Make groups durable in one sync and report it; without groups, seal what is there."""
+        durable: int | None = None
+        try:
+            durable = self._write(
+                [piece for frames, _ in groups for piece in frames if piece], seal=not groups
+            )
+            if self.trouble:
+                log.info("log_recovered", directory=str(self.directory))
+            self.trouble = ""
+        except OSError as error:
+            trouble = f"{self.directory}: {error.strerror or error}"
+            if trouble != self.trouble:
+                log.error("log_unavailable", code="METER-001", trouble=trouble)
+            self.trouble = trouble
+            self._back_to_durable_end()
+        for frames, done in groups:
+            if durable is not None:
+                durable += sum(map(len, frames))
+            done(durable)
+
+    def _write(self, parts: list[bytes], *, seal: bool) -> int:
+        """Write and sync behind a mark; returns the offset where the pieces begin."""
+        if self._fd < 0:
+            self._reopen()
+        if not parts and not seal:
+            return self.end
+        group = [mark(self.end), *parts]
+        size = sum(map(len, group))
+        if shutil.disk_usage(self.directory).free < self._min_free_bytes + size:
+            raise OSError(28, f"less than {self._min_free_bytes} bytes free (`log.min_free`)")
+        if self._size >= self._segment_bytes:
+            self._next_segment()
+        at = self._size
+        for first in range(0, len(group), _PIECES_AT_ONCE):
+            some = group[first : first + _PIECES_AT_ONCE]
+            wanted = sum(map(len, some))
+            written = os.pwritev(self._fd, some, at)
+            if written < wanted:
+                self._write_rest(b"".join(some)[written:], at + written)
+            at += wanted
+        os.fdatasync(self._fd)
+        begin = self.end + HEADER_BYTES
+        self._size += size
+        self._sealed = seal
+        return begin
+
+    def _write_rest(self, data: bytes, at: int) -> None:
+        """What a short write left over: a full disk says so at the next try."""
+        view = memoryview(data)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._fd, view[written:], at + written)
+
+    def _next_segment(self) -> None:
+        base = self._base + self._size
+        # Behind the durable end nothing is anybody's: what an earlier, failed try left there is cut off.
+        fd = os.open(
+            segment_path(self.directory, base), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640
+        )
+        try:
+            sync_directory(self.directory)
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd, self._base, self._size = fd, base, 0
+
+    def _back_to_durable_end(self) -> None:
+        """After a failure: forget the descriptor and its page cache, cut back when the disk allows."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+        time.sleep(0.05)
+
+    def _reopen(self) -> None:
+        fd = os.open(segment_path(self.directory, self._base), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.ftruncate(fd, self._size)
+            os.fdatasync(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def _open_tail(self, synced_end: int) -> None:
+        bases = segments(self.directory)
+        if not bases:
+            self._base = self._size = 0
+            self._sealed = True
+            self._fd = os.open(
+                segment_path(self.directory, 0), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640
+            )
+            sync_directory(self.directory)
+            return
+        self._base = bases[-1]
+        path = segment_path(self.directory, self._base)
+        data = path.read_bytes()
+        sound = self._base
+        last = Kind.MARK
+        for piece in pieces(data, self._base):
+            if isinstance(piece, Bad):
+                if piece.proven or piece.offset < synced_end:
+                    raise DamagedLog(damage_text(path, piece.offset))
+                break
+            sound, last = piece.end, piece.kind
+        self._size = sound - self._base
+        self._sealed = last is Kind.MARK
+        self.torn_bytes = len(data) - self._size
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        if self.torn_bytes:
+            self._cut(data[self._size :])
+        # What a killed writer left unsynced will be answered as a duplicate: first make it durable.
+        os.fdatasync(self._fd)
+
+    def _cut(self, torn: bytes) -> None:
+        """Cut off a group that was never acknowledged, once its copy is durable."""
+        copy = torn_path(self.directory, self.end)
+        replace_durably(copy, torn, 0o640)
+        os.ftruncate(self._fd, self._size)
+        log.warning(
+            "torn_tail_cut",
+            segment=segment_path(self.directory, self._base).name,
+            at=self._size,
+            bytes=len(torn),
+            copy=str(copy),
+        )
+        kept = sorted(self.directory.glob("[0-9]*.torn"), key=lambda path: path.stat().st_mtime_ns)
+        for oldest in kept[:-KEPT_TORN_TAILS]:
+            oldest.unlink()
