@@ -11,6 +11,7 @@ from typing import Any
 
 from agent import __version__, config
 from agent.errors import AgentError
+from agent.meter.owners import OwnersSettings
 from wire.daemon import journal
 from wire.daemon.command_line import run_command
 from wire.daemon.control import ask
@@ -204,6 +205,8 @@ def _enroll(args: argparse.Namespace) -> int:
     if (settings.state_dir / FILE_NAME).exists() and not args.force:
         raise AgentError(f"{settings.state_dir} has an identity already; --force replaces it")
     token = sys.stdin.read() if args.token == "-" else args.token  # noqa: S105
+    for warning in _not_permitted(token, settings.owners):
+        print(f"warning: {warning}", file=sys.stderr)
     identity = enroll(
         token,
         settings.state_dir,
@@ -213,6 +216,26 @@ def _enroll(args: argparse.Namespace) -> int:
     )
     print(f"enrolled as agent {identity.agent_id}; collectors: {', '.join(identity.collectors)}")
     return 0
+
+
+def _not_permitted(token_text: str, owners: OwnersSettings) -> list[str]:
+    """Which tenants of the settings the token does not permit, as far as it says."""
+    from wire.token import JoinToken, TokenError
+
+    try:
+        permitted = JoinToken.decode(token_text).tenants
+    except TokenError:
+        return []  # `enroll` says what is wrong with it
+    if permitted is None:
+        return []
+    named = {"owners.host": owners.host, "owners.default": owners.default}
+    named |= {f"owners.rules[{n}]": rule.tenant for n, rule in enumerate(owners.rules, 1) if rule.tenant}
+    return [
+        f"`{key}` names `{tenant}`, which this token does not permit: those batches will be rejected; change"
+        " it, or enrol again with a token that has the tenant"
+        for key, tenant in named.items()
+        if tenant not in permitted
+    ]
 
 
 def _replay(args: argparse.Namespace) -> int:

@@ -10,6 +10,9 @@ from typing import NamedTuple, NewType
 AgentId = NewType("AgentId", str)
 """A lower-case UUID with dashes; the last path segment of the agent's SPIFFE id."""
 
+UNATTRIBUTED = "unattributed"
+"""The tenant of usage that nobody owns yet; `owners.host` and `owners.default` unless they are set."""
+
 DIGEST_BYTES = 32
 _PIECE_BYTES = 31 * 64
 """Whole SHA-256 blocks, below hashlib's HASHLIB_GIL_MINSIZE."""

@@ -13,6 +13,8 @@ import msgspec
 
 PREFIX = "wb1."
 MAX_TOKEN_CHARACTERS = 16_384
+MAX_TENANTS = 64
+"""Named in a token, so that it stays within its bound; a longer list is left to the registry alone."""
 
 
 class TokenError(ValueError):
@@ -24,6 +26,10 @@ class JoinToken(msgspec.Struct, frozen=True, array_like=True):
     addresses: Annotated[list[str], msgspec.Meta(min_length=1, max_length=16)]
     """Enrolment doors, "host:port"."""
     ca_pem: str
+    tenants: list[str] | None = None
+    """Whom the agent may report, for a warning before the token is spent; the collector's registry decides.
+    None: anybody.
+    """
 
     def encode(self) -> str:
         packed = msgspec.msgpack.encode(self)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
-from wire.identity import AgentId, new_agent_id
-from wire.token import JoinToken
+from wire.identity import UNATTRIBUTED, AgentId, new_agent_id
+from wire.token import MAX_TENANTS, JoinToken
 
 CaOf = Callable[[argparse.Namespace], Path]
 PortOf = Callable[[argparse.Namespace], int]
@@ -97,6 +97,7 @@ def _issue(args: argparse.Namespace, directory: Path) -> int:
     chain = authority.issue_agent(csr, agent_id, timedelta(hours=args.hours))
     authority.registry.add_agent(agent_id, "issued by hand", frozenset(args.tenant) if args.tenant else None)
     sys.stdout.write(chain.decode())
+    _warn_of_missing_tenant(args.tenant)
     return 0
 
 
@@ -133,5 +134,19 @@ def _token(args: argparse.Namespace, directory: Path, port: int) -> int:
         AgentId(args.agent_id) if args.agent_id else None,
         args.ttl_minutes * 60,
     )
-    print(JoinToken(secret, addresses, authority.ca_pem.decode()).encode())
+    named = sorted(args.tenant or ())
+    tenants = named if 0 < len(named) <= MAX_TENANTS else None
+    print(JoinToken(secret, addresses, authority.ca_pem.decode(), tenants).encode())
+    _warn_of_missing_tenant(args.tenant)
     return 0
+
+
+def _warn_of_missing_tenant(tenants: list[str] | None) -> None:
+    """The host's own row has a tenant too, and is easily forgotten. Said on standard error, beside the result."""
+    if tenants and UNATTRIBUTED not in tenants:
+        print(
+            f"warning: `{UNATTRIBUTED}` is not among these tenants: unless the host sets `owners.host` and"
+            " `owners.default` to one that is, its own row and what no rule claims are rejected;"
+            f" add `--tenant {UNATTRIBUTED}` or set them",
+            file=sys.stderr,
+        )

@@ -6,7 +6,6 @@ A torn write of a group nobody was answered for is cut off by itself; bytes that
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from collector.handoff.log import (
 )
 from collector.handoff.log.records import HEADER_BYTES, mark
 from tests.collector.logs import FIRST, FREE, SEGMENT, append, bodies_of, record, written
+from tests.waiting import until
 
 PAGE = 4_096
 
@@ -180,10 +180,7 @@ def test_the_last_group_of_a_running_collector_is_proven_once_nothing_more_comes
     monkeypatch.setattr(writer, "SEAL_AFTER_SECONDS", 0.05)
     log = DurableLog(tmp_path / "running", SEGMENT, FREE)
     end = append(log, record(1, b"acknowledged"))
-    deadline = time.monotonic() + 20
-    while log.end == end:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: log.end != end)
     (tmp_path / "cut").mkdir()
     data = bytearray((tmp_path / "running" / FIRST).read_bytes())
     log.close()

@@ -59,6 +59,7 @@ tokens = st.builds(
     secret=st.text("abcXYZ019-_", min_size=16, max_size=64),
     addresses=st.lists(st.text("abc.:0123456789", min_size=1, max_size=30), min_size=1, max_size=4),
     ca_pem=st.text(max_size=200),
+    tenants=st.none() | st.lists(st.text("abc-.", min_size=1), max_size=4),
 )
 
 
