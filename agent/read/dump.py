@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from agent.read import parse
 from agent.read.host import HostError, Mode, hierarchies
+
+T = TypeVar("T")
 
 MAX_DEPTH = 256
 # What blkio calls the same two counters, by I/O scheduler and age; with the cgroups below first.
@@ -65,84 +67,119 @@ def _walk(base: str) -> Iterator[str]:
             continue
 
 
-def _cgroup(mode: Mode, v2: Path | None, v1: dict[str, Path], path: str) -> dict[str, Any]:
-    def text(base: Path | None, name: str) -> bytes | None:
+class _Files:
+    """The files of one cgroup in all hierarchies; None where one is missing or cannot be read."""
+
+    def __init__(self, v2: Path | None, v1: dict[str, Path], path: str) -> None:
+        self._v2 = v2
+        self._v1 = v1
+        self._path = path if path != "/" else ""
+
+    def v2(self, name: str) -> bytes | None:
+        return self._text(self._v2, name)
+
+    def v1(self, controller: str, name: str) -> bytes | None:
+        return self._text(self._v1.get(controller), name)
+
+    def _text(self, base: Path | None, name: str) -> bytes | None:
         if base is None:
             return None
         try:
-            with open(f"{base}{path if path != '/' else ''}/{name}", "rb") as file:
+            with open(f"{base}{self._path}/{name}", "rb") as file:
                 return file.read(1 << 20)
         except OSError:
             return None
 
-    def from_v1(controller: str, name: str) -> bytes | None:
-        return text(v1.get(controller), name)
 
-    def first(*values: Any) -> Any:
-        return next((value for value in values if value is not None), None)
+def _first(*values: T | None) -> T | None:
+    return next((value for value in values if value is not None), None)
 
-    stat = parse.keyed(text(v2, "cpu.stat"))
-    stat_v1 = parse.keyed(from_v1("cpu", "cpu.stat"))
-    cpuacct = parse.keyed(from_v1("cpuacct", "cpuacct.stat"))
-    memory_stat, memory_stat_v1 = text(v2, "memory.stat"), from_v1("memory", "memory.stat")
-    io = parse.io_v2(text(v2, "io.stat"))
-    if io is None:
-        io = parse.io_v1(
-            first(*(from_v1("blkio", f"blkio.{name}") for name in _SERVICE_BYTES)),
-            first(*(from_v1("blkio", f"blkio.{name}") for name in _SERVICED)),
-        )
-    psi = {}
-    for resource in ("cpu", "memory", "io"):
-        some, full = parse.pressure(text(v2, f"{resource}.pressure"))
-        psi[resource] = {"some_ns": some, "full_ns": full}
+
+def _cgroup(mode: Mode, v2: Path | None, v1: dict[str, Path], path: str) -> dict[str, Any]:
+    files = _Files(v2, v1, path)
     return {
         "path": path,
         "mode": str(mode),
-        "cpu_usage_ns": first(
-            parse.microseconds(stat.get(b"usage_usec")), parse.number(from_v1("cpuacct", "cpuacct.usage"))
+        **_cpu(files),
+        **_memory(files),
+        "pids_current": _first(
+            parse.number(files.v2("pids.current")), parse.number(files.v1("pids", "pids.current"))
         ),
-        "cpu_user_ns": first(
+        "io": _io(files),
+        "psi": _psi(files),
+    }
+
+
+def _cpu(files: _Files) -> dict[str, int | None]:
+    stat = parse.keyed(files.v2("cpu.stat"))
+    stat_v1 = parse.keyed(files.v1("cpu", "cpu.stat"))
+    cpuacct = parse.keyed(files.v1("cpuacct", "cpuacct.stat"))
+    return {
+        "cpu_usage_ns": _first(
+            parse.microseconds(stat.get(b"usage_usec")), parse.number(files.v1("cpuacct", "cpuacct.usage"))
+        ),
+        "cpu_user_ns": _first(
             parse.microseconds(stat.get(b"user_usec")),
-            parse.number(from_v1("cpuacct", "cpuacct.usage_user")),
+            parse.number(files.v1("cpuacct", "cpuacct.usage_user")),
             parse.ticks(cpuacct.get(b"user")),
         ),
-        "cpu_system_ns": first(
+        "cpu_system_ns": _first(
             parse.microseconds(stat.get(b"system_usec")),
-            parse.number(from_v1("cpuacct", "cpuacct.usage_sys")),
+            parse.number(files.v1("cpuacct", "cpuacct.usage_sys")),
             parse.ticks(cpuacct.get(b"system")),
         ),
-        "cpu_periods": first(stat.get(b"nr_periods"), stat_v1.get(b"nr_periods")),
-        "cpu_throttled_periods": first(stat.get(b"nr_throttled"), stat_v1.get(b"nr_throttled")),
-        "cpu_throttled_ns": first(
+        "cpu_periods": _first(stat.get(b"nr_periods"), stat_v1.get(b"nr_periods")),
+        "cpu_throttled_periods": _first(stat.get(b"nr_throttled"), stat_v1.get(b"nr_throttled")),
+        "cpu_throttled_ns": _first(
             parse.microseconds(stat.get(b"throttled_usec")), stat_v1.get(b"throttled_time")
         ),
-        "memory_current_bytes": first(
-            parse.number(text(v2, "memory.current")), parse.number(from_v1("memory", "memory.usage_in_bytes"))
-        ),
-        "memory_peak_bytes": first(
-            parse.number(text(v2, "memory.peak")),
-            parse.number(from_v1("memory", "memory.max_usage_in_bytes")),
-        ),
-        "memory_inactive_file_bytes": first(
-            parse.field(memory_stat, b"inactive_file"),
-            parse.field(memory_stat_v1, b"total_inactive_file"),
-            parse.field(memory_stat_v1, b"inactive_file"),
-        ),
-        "memory_limit_bytes": first(
-            parse.limit(text(v2, "memory.max")), parse.limit(from_v1("memory", "memory.limit_in_bytes"))
-        ),
-        "oom_kills": first(
-            parse.field(text(v2, "memory.events"), b"oom_kill"),
-            parse.field(from_v1("memory", "memory.oom_control"), b"oom_kill"),
-        ),
-        "pids_current": first(
-            parse.number(text(v2, "pids.current")), parse.number(from_v1("pids", "pids.current"))
-        ),
-        "io": None
-        if io is None
-        else {
-            device: dict(zip(("read_bytes", "write_bytes", "read_ops", "write_ops"), values, strict=True))
-            for device, values in io.items()
-        },
-        "psi": psi,
     }
+
+
+def _memory(files: _Files) -> dict[str, int | None]:
+    stat, stat_v1 = files.v2("memory.stat"), files.v1("memory", "memory.stat")
+    return {
+        "memory_current_bytes": _first(
+            parse.number(files.v2("memory.current")),
+            parse.number(files.v1("memory", "memory.usage_in_bytes")),
+        ),
+        "memory_peak_bytes": _first(
+            parse.number(files.v2("memory.peak")),
+            parse.number(files.v1("memory", "memory.max_usage_in_bytes")),
+        ),
+        "memory_inactive_file_bytes": _first(
+            parse.field(stat, b"inactive_file"),
+            parse.field(stat_v1, b"total_inactive_file"),
+            parse.field(stat_v1, b"inactive_file"),
+        ),
+        "memory_limit_bytes": _first(
+            parse.limit(files.v2("memory.max")), parse.limit(files.v1("memory", "memory.limit_in_bytes"))
+        ),
+        "oom_kills": _first(
+            parse.field(files.v2("memory.events"), b"oom_kill"),
+            parse.field(files.v1("memory", "memory.oom_control"), b"oom_kill"),
+        ),
+    }
+
+
+def _io(files: _Files) -> dict[str, dict[str, int | None]] | None:
+    io = parse.io_v2(files.v2("io.stat"))
+    if io is None:
+        io = parse.io_v1(
+            _first(*(files.v1("blkio", f"blkio.{name}") for name in _SERVICE_BYTES)),
+            _first(*(files.v1("blkio", f"blkio.{name}") for name in _SERVICED)),
+        )
+    if io is None:
+        return None
+    return {
+        device: dict(zip(("read_bytes", "write_bytes", "read_ops", "write_ops"), values, strict=True))
+        for device, values in io.items()
+    }
+
+
+def _psi(files: _Files) -> dict[str, dict[str, int | None]]:
+    found = {}
+    for resource in ("cpu", "memory", "io"):
+        some, full = parse.pressure(files.v2(f"{resource}.pressure"))
+        found[resource] = {"some_ns": some, "full_ns": full}
+    return found
