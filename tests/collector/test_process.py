@@ -137,3 +137,24 @@ def test_without_a_ca_the_start_names_the_command_that_makes_one(tmp_path: Path)
     done = site.command("collector", "check-config", check=False)
     assert done.returncode == 2
     assert "ca init" in done.stderr
+
+
+def test_a_torn_tail_is_cut_off_by_the_start_and_said_in_journal_and_metrics(site: Site) -> None:
+    site.prepare()
+    door, agent, stream = accepted(site)
+    items = [stream.next() for _ in range(5)]
+    door.deliver(agent, stream, items)
+    site.stop("collector")
+    directory = site.directory / "collector" / "log"
+    (segment,) = directory.glob("*.log")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole + whole[: len(whole) // 2 - 1])
+    unsound = site.command("collector", "log", "verify", "--json", check=False)
+    assert json.loads(unsound.stdout)["unfinished_bytes"] == len(whole) // 2 - 1
+    site.start_collector()
+    assert '"torn_tail_cut"' in site.journal("collector")
+    assert door.metrics()["weighbridge_collector_log_torn_bytes"] == len(whole) // 2 - 1
+    (copy,) = directory.glob("*.torn")
+    assert copy.read_bytes() == whole[: len(whole) // 2 - 1]
+    assert segment.read_bytes() == whole
+    assert statuses(door.deliver(agent, stream, items)) == ["DUPLICATE"] * 5
