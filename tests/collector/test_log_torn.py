@@ -262,3 +262,15 @@ def test_a_second_repair_keeps_the_original_of_the_first(tmp_path: Path) -> None
     assert [r.body for r in scan(tmp_path) if isinstance(r, Record) and r.epoch == 7] == [
         bodies[n] for n in (0, 2, 4, 5)
     ]
+
+
+def test_repair_cuts_nothing_off_behind_what_looks_like_a_record_inside_a_damaged_one(tmp_path: Path) -> None:
+    hostile = b"x" * 10 + b"".join(record(1, b"forged")) + b"y" * 20
+    written(tmp_path, [[hostile], [b"acknowledged"], [b"as well"]])
+    path = tmp_path / FIRST
+    data = bytearray(path.read_bytes())
+    data[HEADER_BYTES + 5] ^= 1
+    path.write_bytes(data)
+    repair(tmp_path)
+    assert readable(tmp_path)
+    assert bodies_of(tmp_path)[-2:] == [b"acknowledged", b"as well"]
