@@ -5,7 +5,7 @@
     identify       do the bytes fit their digest; was this identity here before?   decide/dedup.py
     validate       decode, and can it be true?                                     decide/validate.py
     admit          may this tenant go on now?                                      decide/admission.py
-    hand off       append to the durable log, many batches in one sync             handoff/log.py
+    hand off       append to the durable log, many batches in one sync             handoff/log/
     acknowledge    only what is durable, in `_committed`
 
 Identity comes before validation, so that a batch that was accepted once is a duplicate for ever, also when
