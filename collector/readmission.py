@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -190,16 +189,7 @@ def _append(settings: Settings, durable_log: DurableLog, admitted: dict[int, Out
 
 
 def _make_durable(durable_log: DurableLog, frames: list[bytes]) -> None:
-    done = threading.Event()
-    ends: list[int | None] = []
-
-    def finished(end: int | None) -> None:
-        ends.append(end)
-        done.set()
-
-    durable_log.append(frames, finished)
-    done.wait()
-    if ends[0] is None:
+    if durable_log.append_and_wait(frames) is None:
         raise LogError(f"{durable_log.trouble}; free the disk and do it again: what is in already stays once")
 
 

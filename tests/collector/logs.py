@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from collector.handoff.log import DurableLog, Kind, Record, frame, scan
@@ -17,20 +16,6 @@ def record(seq: int, body: bytes, kind: Kind = Kind.ACCEPTED, note: bytes = b"")
     return list(frame(kind, seq, AGENT, 7, seq, digest(body), note, body))
 
 
-def append(log: DurableLog, pieces: list[bytes]) -> int | None:
-    """One group; returns what the log said of it."""
-    done = threading.Event()
-    result: list[int | None] = []
-
-    def finished(end: int | None) -> None:
-        result.append(end)
-        done.set()
-
-    log.append(pieces, finished)
-    assert done.wait(20)
-    return result[0]
-
-
 def written(directory: Path, groups: list[list[bytes]], segment: int = SEGMENT) -> list[int]:
     """A log of these groups of bodies, closed; the offsets behind each group."""
     log = DurableLog(directory, segment, FREE)
@@ -39,7 +24,7 @@ def written(directory: Path, groups: list[list[bytes]], segment: int = SEGMENT) 
     for bodies in groups:
         pieces = [piece for seq, body in enumerate(bodies, seq + 1) for piece in record(seq, body)]
         seq += len(bodies)
-        ends.append(append(log, pieces))
+        ends.append(log.append_and_wait(pieces))
     log.close()
     assert all(end is not None for end in ends)
     return [end for end in ends if end is not None]

@@ -10,14 +10,14 @@ import pytest
 
 from collector.handoff.log import Damage, DurableLog, Kind, LogError, Record, repair, scan, segments
 from collector.handoff.log.records import HEADER_BYTES
-from tests.collector.logs import FREE, SEGMENT, append, bodies_of, record, written
+from tests.collector.logs import FREE, SEGMENT, bodies_of, record, written
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     log = DurableLog(tmp_path, SEGMENT, FREE)
-    first = append(log, record(1, b"one") + record(2, b"two", Kind.REJECTED, b"REASON_X because"))
-    second = append(log, [])
-    third = append(log, record(3, b"", Kind.ADOPTED))
+    first = log.append_and_wait(record(1, b"one") + record(2, b"two", Kind.REJECTED, b"REASON_X because"))
+    second = log.append_and_wait([])
+    third = log.append_and_wait(record(3, b"", Kind.ADOPTED))
     log.close()
     assert first is not None
     assert second == first
@@ -103,14 +103,14 @@ def test_a_full_disk_is_said_nothing_is_claimed_and_it_goes_on_when_there_is_roo
 ) -> None:
     disk = mounted("size=1m")
     log = DurableLog(disk, 64 << 20, FREE)
-    assert append(log, record(1, b"a" * 1_000)) is not None
+    assert log.append_and_wait(record(1, b"a" * 1_000)) is not None
     filler = disk / "filler"
     filler.write_bytes(b"\0" * 800_000)
-    assert append(log, record(2, b"b" * 400_000)) is None
+    assert log.append_and_wait(record(2, b"b" * 400_000)) is None
     assert "space" in log.trouble or "free" in log.trouble
-    assert append(log, record(3, b"c" * 400_000)) is None
+    assert log.append_and_wait(record(3, b"c" * 400_000)) is None
     filler.unlink()
-    assert append(log, record(4, b"d" * 400_000)) is not None
+    assert log.append_and_wait(record(4, b"d" * 400_000)) is not None
     assert log.trouble == ""
     log.close()
     assert [r.seq for r in scan(disk) if isinstance(r, Record)] == [1, 4]
@@ -124,7 +124,7 @@ def test_a_read_only_disk_is_named(mounted: Callable[[str], Path]) -> None:
 
 def test_too_little_free_space_is_refused_before_it_is_used_up(tmp_path: Path) -> None:
     log = DurableLog(tmp_path, SEGMENT, 1 << 60)
-    assert append(log, record(1, b"a")) is None
+    assert log.append_and_wait(record(1, b"a")) is None
     assert "log.min_free" in log.trouble
     log.close()
     assert bodies_of(tmp_path) == []

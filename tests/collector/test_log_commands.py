@@ -17,7 +17,7 @@ from collector.readmission import Choice, Outcome, readmit
 from collector.server import load_streams
 from collector.state.memory import Streams
 from collector.state.sqlite import Checkpoint
-from tests.collector.logs import FIRST, FREE, SEGMENT, append
+from tests.collector.logs import FIRST, FREE, SEGMENT
 from wire.daemon.settings import Bytes, Seconds
 from wire.v1 import ingest_pb2 as pb
 
@@ -49,7 +49,7 @@ class Centre:
                 note.encode(),
                 item.batch,
             )
-            assert append(log, list(pieces)) is not None
+            assert log.append_and_wait(list(pieces)) is not None
         log.close()
 
     def records(self) -> list[Record]:

@@ -24,7 +24,7 @@ from collector.handoff.log import (
     writer,
 )
 from collector.handoff.log.records import HEADER_BYTES, mark
-from tests.collector.logs import FIRST, FREE, SEGMENT, append, bodies_of, record, written
+from tests.collector.logs import FIRST, FREE, SEGMENT, bodies_of, record, written
 from tests.waiting import until
 
 PAGE = 4_096
@@ -92,7 +92,7 @@ def test_whatever_pages_a_power_cut_kept_of_the_last_write_the_start_keeps_all_t
     assert log.torn_bytes == unfinished == len(left) - log.end
     if log.torn_bytes:
         assert (disk.directory / f"{log.end:020d}.torn").read_bytes() == left[log.end :]
-    assert append(log, record(99, b"after")) is not None
+    assert log.append_and_wait(record(99, b"after")) is not None
     log.close()
     last = groups[-1]
     kept = bodies_of(disk.directory)
@@ -169,7 +169,7 @@ def test_a_log_torn_at_any_byte_keeps_every_whole_record_and_goes_on(tmp_path: P
         log = DurableLog(directory, SEGMENT, FREE)
         assert log.end in ([0, *ends][whole], [0, *ends][whole] + HEADER_BYTES)
         assert log.torn_bytes == cut - log.end
-        append(log, record(9, b"after"))
+        log.append_and_wait(record(9, b"after"))
         log.close()
         assert bodies_of(directory) == [*bodies[:whole], b"after"]
 
@@ -179,7 +179,7 @@ def test_the_last_group_of_a_running_collector_is_proven_once_nothing_more_comes
 ) -> None:
     monkeypatch.setattr(writer, "SEAL_AFTER_SECONDS", 0.05)
     log = DurableLog(tmp_path / "running", SEGMENT, FREE)
-    end = append(log, record(1, b"acknowledged"))
+    end = log.append_and_wait(record(1, b"acknowledged"))
     until(lambda: log.end != end)
     (tmp_path / "cut").mkdir()
     data = bytearray((tmp_path / "running" / FIRST).read_bytes())

@@ -96,6 +96,19 @@ class DurableLog:
             self._queued_bytes += sum(map(len, frames))
             self._wake.notify()
 
+    def append_and_wait(self, frames: list[bytes]) -> int | None:
+        """`append`, for a caller that has nothing else to do: what `done` would have been told."""
+        told: list[int | None] = []
+        ready = threading.Event()
+
+        def done(end: int | None) -> None:
+            told.append(end)
+            ready.set()
+
+        self.append(frames, done)
+        ready.wait()
+        return told[0]
+
     def close(self) -> None:
         """Write what waits, seal it, then stop."""
         with self._wake:
