@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from agent.meter.interval import Cadence
 from agent.meter.model import COUNTERS, Reading, Snapshot
-from agent.meter.usage import Baseline
 
 SECOND = 1_000_000_000
 WALL = 1_700_000_000 * SECOND
@@ -46,8 +43,3 @@ def snapshot(
 
 def everybody(reading_: Reading) -> str:
     return "acme" if reading_.cgroup_id != 1 else "host"
-
-
-def persisted(baseline: Baseline) -> Baseline:
-    """As it comes back from the spool."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(baseline), type=Baseline)

@@ -7,10 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bench.site import Site, SiteError
 from collector.handoff.log import Record, scan
 from collector.log_commands import verify
 from tests.agent.fakehost import CONTAINER, FakeHost
+from tests.waiting import until
 from wire.v1 import usage_pb2
 
 
@@ -35,14 +35,6 @@ def running(site: Site) -> Site:
     site.start_agent()
     site.wait_metering()
     return site
-
-
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-    return found
 
 
 def port_of(site: Site) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -175,26 +176,21 @@ def test_one_agent_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
-    try:
-        spool = opened(disk)
-        spool.commit([draft(size=100)], b"before")
-        with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
-            while True:
-                filler.write(b"\0" * 4_096)
-                filler.flush()
-        with pytest.raises(SpoolUnavailable, match="free space"):
-            spool.commit([draft(size=200_000)], b"after")
-        assert spool.load_baseline() == b"before"
-        assert everything(spool) == [(spool.epoch, 1)]
-        (disk / "filler").unlink()
-        assert spool.commit([draft(size=200_000)], b"after")[0].seq == 2
-        spool.close()
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_full_disk_refuses_and_loses_nothing(mounted: Callable[[str], Path]) -> None:
+    disk = mounted("size=2m")
+    spool = opened(disk)
+    spool.commit([draft(size=100)], b"before")
+    with pytest.raises(OSError, match="space"), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"\0" * 4_096)
+            filler.flush()
+    with pytest.raises(SpoolUnavailable, match="free space"):
+        spool.commit([draft(size=200_000)], b"after")
+    assert spool.load_baseline() == b"before"
+    assert everything(spool) == [(spool.epoch, 1)]
+    (disk / "filler").unlink()
+    assert spool.commit([draft(size=200_000)], b"after")[0].seq == 2
+    spool.close()
 
 
 def test_kill_nine_at_any_moment_leaves_batches_and_baseline_in_step(tmp_path: Path) -> None:

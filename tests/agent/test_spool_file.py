@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -229,12 +228,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
-    try:
-        with pytest.raises(SpoolError, match="writable for this user"):
-            opened(disk)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_read_only_disk_is_named(mounted: Callable[[str], Path]) -> None:
+    disk = mounted("ro,size=1m")
+    with pytest.raises(SpoolError, match="writable for this user"):
+        opened(disk)

@@ -12,7 +12,7 @@ import grpc
 
 from agent.meter import usage
 from agent.ship.enrol import Identity
-from agent.ship.spool import Opened
+from agent.ship.spool_file import Opened
 from bench.fleet import Stream
 from bench.site import Site
 from collector.door.ca import CertificateAuthority

@@ -21,7 +21,7 @@ order, and a kill leaves any beginning of it. So a bad place behind the last pro
 checkpoint) is the torn write of a group that nobody was answered for: the start cuts it off and keeps a copy.
 A bad place before a proof was synced and has changed since: `DamagedLog`, and a person decides. A group that is
 the last for SEAL_AFTER_SECONDS, and the last of all at the end, gets a mark of its own behind it, so what rests
-is proven (docs/decisions/0012). After a failed write or sync the page cache is not trusted: the file is cut back
+is proven (docs/decisions/0015). After a failed write or sync the page cache is not trusted: the file is cut back
 to the durable end and reopened before anything else is written.
 """
 
