@@ -11,9 +11,9 @@ import msgspec
 from agent.errors import AgentError
 from agent.meter.hostile import visible
 from agent.meter.identity import KINDS, Identity
+from wire.identity import UNATTRIBUTED
 from wire.limits import MAX_TENANT_BYTES
 
-UNATTRIBUTED = "unattributed"
 MAX_RULES = 1_000
 
 _TENANT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_TENANT_BYTES - 1}}}")
