@@ -97,6 +97,8 @@ class End(msgspec.Struct, frozen=True, gc=False):
     removed_boottime_ns: int
     released: bool
     """The counters will not move any more."""
+    load_id: int
+    """CLOCK_BOOTTIME at which the probes that recorded it were loaded."""
     removal_seen: bool = True
     """False: it was removed before the probes were there, or they had no room to write that down."""
 
@@ -107,6 +109,8 @@ class Network(msgspec.Struct, frozen=True):
     load_id: int
     entries: list[tuple[int, int | None, tuple[int, ...]]]
     """(cgroup id, cgroup id of the unit it belongs to, counters). No unit: not to be counted before it is known."""
+    unloaded: bool = False
+    """Nobody counts on; this is the last reading."""
 
 
 class ProbeMark(msgspec.Struct, frozen=True, array_like=True):
@@ -137,11 +141,15 @@ class Snapshot(msgspec.Struct, frozen=True):
     ends: list[End] = []
     """Units that were removed, each at every reading until its counters are final and it is forgotten."""
     seen_boottime_ns: int = 0
-    """Every cgroup born before this instant is in this snapshot, or was in an earlier one."""
+    """Every unit born before this instant is in this snapshot, or was in an earlier one ..."""
+    ends_wait: bool = False
+    """... unless more had ended than one snapshot holds, and the rest comes with the next."""
     networks: list[Network] = []
     """The last is that of the probes that are there now, an earlier one of probes unloaded since the last reading."""
     probes: ProbeMark | None = None
     """None: no probes."""
+    unloaded: list[ProbeMark] = []
+    """Probes that were unloaded since the last reading, as they ended."""
 
 
 class ClockState(Enum):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import msgspec
 
 from agent.meter.memory import NS_PER_SECOND, MemoryTrack
-from agent.meter.model import COUNTER_BITS, COUNTERS, Counters, DeviceCounters, Reading
+from agent.meter.model import COUNTER_BITS, COUNTERS, Counters, DeviceCounters, End, Reading
 from wire.measures import BIT, MEASURES
 from wire.v1 import usage_pb2 as pb
 
 ROOT_ID = 1
 FOLDED_ID = 0
+NO_SAMPLE = -1
+"""Instead of a time: the reading does not tell memory, and what was sampled before stands."""
 
 SUBTRACTED = tuple(
     COUNTERS.index(name) for name in ("cpu_usage_ns", "cpu_user_ns", "cpu_system_ns", "oom_kills")
@@ -145,18 +147,23 @@ class Row:
 
 
 def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: int) -> Row:
-    """Difference of one unit's reading to its state, nested units still included."""
+    """Difference of one unit's reading to its state, nested units still included. `boottime_ns` is when its memory
+    was as it says.
+    """
     before, memory = state.reading, state.memory
     values = [0] * _MEASURE_COUNT
     known, flags, counters = _count(values, before.counters, reading.counters)
     known_io, flags_io, devices, io = _count_io(values, before.io, reading.io)
-    memory.add(
-        boottime_ns,
-        reading.memory_current_bytes,
-        reading.memory_inactive_file_bytes,
-        reading.pids_current,
-        longest_gap_ns,
-    )
+    if boottime_ns != NO_SAMPLE:
+        memory.add(
+            boottime_ns,
+            reading.memory_current_bytes,
+            reading.memory_inactive_file_bytes,
+            reading.pids_current,
+            longest_gap_ns,
+        )
+    else:
+        memory.stop()
     known |= known_io | _peaks(values, memory, before, reading)
     flags |= flags_io
     if memory.estimated and memory.byte_ns is not None:
@@ -169,6 +176,7 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
 def ended(state: UnitState) -> Row:
     """The last row of a unit whose end nobody saw: what memory was sampled since its last reading."""
     reading = state.reading
+    state.memory.stop()
     values = [0] * _MEASURE_COUNT
     known = sum(1 << COUNTER_BITS[i] for i, value in enumerate(reading.counters) if value is not None)
     if reading.io is not None:
@@ -176,6 +184,17 @@ def ended(state: UnitState) -> Row:
     known |= _peaks(values, state.memory, reading, reading)
     flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
     return _row(state, reading, flags, known, values, {})
+
+
+def at_end(state: UnitState, end: End, longest_gap_ns: int) -> Row:
+    """The row of a unit that was removed: its memory until then, its other counters as far as they are final."""
+    reading = end.reading
+    has_memory = reading.memory_current_bytes is not None
+    row = raw(state, reading, end.removed_boottime_ns if has_memory else NO_SAMPLE, longest_gap_ns)
+    row.flags |= int(pb.ROW_FLAG_PARTIAL)
+    if end.released:
+        row.flags |= int(pb.ROW_FLAG_FINAL)
+    return row
 
 
 def _row(
@@ -298,6 +317,11 @@ def _io_deltas(
 def first_state(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
     memory = MemoryTrack(boottime_ns, reading.memory_current_bytes, reading.memory_inactive_file_bytes)
     return UnitState(reading, memory, tenant, opened=False)
+
+
+def says_nothing(usage: Usage) -> bool:
+    """Whether the row of a removed unit can be left out: it used nothing more, and its last row is yet to come."""
+    return not (usage.opens or usage.flags & pb.ROW_FLAG_FINAL or any(usage.values))
 
 
 def born(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:

@@ -145,9 +145,7 @@ def possible_cpus() -> int:
 
 def _open(pin: Path, writable: bool) -> int:
     path = ctypes.create_string_buffer(os.fsencode(pin))
-    attr = ctypes.create_string_buffer(
-        _GET.pack(ctypes.addressof(path), 0, 0 if writable else _RDONLY), 128
-    )
+    attr = ctypes.create_string_buffer(_GET.pack(ctypes.addressof(path), 0, 0 if writable else _RDONLY), 128)
     fd = _libc.syscall(_number(), _OBJ_GET, attr, 128)
     if fd < 0:
         raise BpfError(f"opening the pin {pin}", ctypes.get_errno())

@@ -250,7 +250,9 @@ def _unreadable(base: Path, directory: Path) -> Refusal:
                     f"{directory} may not be read by uid {os.geteuid()}: add the agent's user to the group"
                     f" {group_name}, or load the probes for its group",
                 )
-    return Refusal(State.UNREADABLE, f"{directory} may not be read by uid {os.geteuid()}: load the probes for its group")
+    return Refusal(
+        State.UNREADABLE, f"{directory} may not be read by uid {os.geteuid()}: load the probes for its group"
+    )
 
 
 def _reload(directory: Path) -> str:

@@ -161,18 +161,18 @@ def key(cgroup_id: int) -> bytes:
 
 
 def about(value: bytes) -> About:
-    *numbers, version = _ABOUT.unpack(value)
-    return About(*numbers, version=_text(version))
+    fields = _ABOUT.unpack(value)
+    return About._make((*fields[:-1], _text(fields[-1])))
 
 
 def birth(value: bytes) -> Birth:
-    *numbers, path = _BIRTH.unpack(value)
-    return Birth(*numbers, path=_text(path))
+    fields = _BIRTH.unpack(value)
+    return Birth._make((*fields[:-1], _text(fields[-1])))
 
 
 def tombstones(keys: memoryview, values: memoryview) -> Iterator[Tombstone]:
-    for cgroup_id, (*numbers, path) in zip(keys.cast("Q"), _TOMBSTONE.iter_unpack(values), strict=True):
-        yield Tombstone(cgroup_id, *numbers, path=_text(path))
+    for cgroup_id, fields in zip(keys.cast("Q"), _TOMBSTONE.iter_unpack(values), strict=True):
+        yield Tombstone._make((cgroup_id, *fields[:-1], _text(fields[-1])))
 
 
 def network(keys: memoryview, values: memoryview, cpus: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -193,7 +193,9 @@ def head(snapshot: memoryview) -> tuple[int, int]:
 def rows(snapshot: memoryview, count: int) -> dict[int, Row]:
     """The snapshot's cgroups by id."""
     make = Row._make
-    return {values[0]: make(values) for values in _ROW.iter_unpack(snapshot[_ROW.size : _ROW.size * (count + 1)])}
+    return {
+        values[0]: make(values) for values in _ROW.iter_unpack(snapshot[_ROW.size : _ROW.size * (count + 1)])
+    }
 
 
 def overflow(value: bytes) -> Overflow:
