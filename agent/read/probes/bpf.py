@@ -1,4 +1,4 @@
-"""bpf(2) without a library: open pins, ask what they are, look up, delete, map into memory.
+"""bpf(2) without a library: open pins, ask what they are, look up, delete.
 
 Nothing here needs a capability: since Linux 5.19 kernel.unprivileged_bpf_disabled only forbids to make maps and to
 load programs ("bpf: refine kernel.unprivileged_bpf_disabled behaviour"); who may open a pin may use it.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import mmap
 import os
 import platform
 import struct
@@ -121,16 +120,18 @@ class Map:
             deleted += number == 0
         return deleted
 
-    def in_memory(self) -> mmap.mmap:
-        """An array that was made with BPF_F_MMAPABLE; element k begins at k * value_size."""
-        try:
-            return mmap.mmap(self.fd, self.max_entries * self.value_size, mmap.MAP_SHARED, mmap.PROT_READ)
-        except OSError as error:
-            raise BpfError(f"mapping {self.name} into memory", error.errno or errno.EINVAL) from error
-
-    def count(self) -> int:
-        """Elements at the moment."""
-        return sum(len(keys) // self.key_size for keys, _ in self.chunks())
+    def first(self, count: int) -> memoryview:
+        """The values of an array's first `count` elements."""
+        keys = ctypes.create_string_buffer(self.key_size * count)
+        values = ctypes.create_string_buffer(self.stride * count)
+        token = ctypes.create_string_buffer(_TOKEN_BYTES)
+        places = ctypes.addressof(token), ctypes.addressof(keys), ctypes.addressof(values)
+        attr = ctypes.create_string_buffer(_BATCH.pack(0, *places, count, self.fd, 0, 0), 128)
+        number = _call(_LOOKUP_BATCH, attr)
+        if number not in (0, errno.ENOENT):
+            raise BpfError(f"reading the map {self.name}", number)
+        got = _BATCH_COUNT.unpack_from(attr, _BATCH_COUNT_AT)[0]
+        return memoryview(values).cast("B")[: got * self.stride]
 
     def close(self) -> None:
         os.close(self.fd)

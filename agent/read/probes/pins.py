@@ -10,6 +10,7 @@ import errno
 import fcntl
 import grp
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -28,8 +29,6 @@ _MAPS_OF = {
     Has.SNAPSHOT: ("snapshot",),
 }
 _EMPTIED_BY_THE_AGENT = frozenset(("tombstones", "network"))
-_MAX_WALK_BYTES = 1 << 20
-"""Iterators print nothing; one that does is not ours."""
 
 
 class State(Enum):
@@ -68,7 +67,6 @@ class ProbeSet:
         self.may_delete = True
         self._about_at = place
         self._links = _links(directory)
-        self._memory = memoryview(maps["snapshot"].in_memory()) if "snapshot" in maps else None
 
     @property
     def load_id(self) -> int:
@@ -92,17 +90,18 @@ class ProbeSet:
 
     def rows(self) -> dict[int, Row] | None:
         """Every cgroup below the root, by id, as the programs see it now; None if that cannot be had."""
-        if self._memory is None:
-            return None
+        snapshot = self.maps["snapshot"]
         try:
             with self._alone():
                 self._walk()
-                sequence, count = records.head(self._memory)
-                if sequence % 2 or count >= self.maps["snapshot"].max_entries:
+                sequence, count = records.head(snapshot.lookup(records.FIRST) or b"")
+                if sequence % 2 or count >= snapshot.max_entries:
                     return None
-                found = records.rows(self._memory, count)
-                return found if records.head(self._memory) == (sequence, count) else None
-        except OSError:
+                elements = snapshot.first(count + 1)
+                # Whoever does not keep the lock may have had it written anew meanwhile.
+                after = records.head(snapshot.lookup(records.FIRST) or b"")
+                return records.rows(elements) if after == (sequence, count) else None
+        except (OSError, struct.error):
             return None
 
     @contextmanager
@@ -116,17 +115,14 @@ class ProbeSet:
             os.close(fd)
 
     def _walk(self) -> None:
+        """Reading one byte of the pinned iterator has it run once."""
         fd = os.open(self.directory / "walk", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            read = 0
-            while read < _MAX_WALK_BYTES and (piece := os.read(fd, 4_096)):
-                read += len(piece)
+            os.read(fd, 1)
         finally:
             os.close(fd)
 
     def close(self) -> None:
-        if self._memory is not None:
-            self._memory.release()
         for found in self.maps.values():
             found.close()
 

@@ -14,7 +14,7 @@ CLASSES = 3
 TRAFFIC_FIELDS = 3
 
 _ID = Struct("=Q")
-_BIRTH = Struct(f"=QQII{PATH_BYTES}s")
+_BIRTH = Struct(f"=QQIIII{PATH_BYTES}s")
 _TOMBSTONE = Struct(f"=10QII{PATH_BYTES}s")
 _NETWORK = Struct(f"={2 * CLASSES * TRAFFIC_FIELDS}Q")
 _HEAD = Struct("=4Q")
@@ -89,6 +89,8 @@ class Birth(NamedTuple):
     born_boottime_ns: int
     flags: int
     level: int
+    children: int
+    unused: int
     path: str
 
 
@@ -184,18 +186,16 @@ def network(keys: memoryview, values: memoryview, cpus: int) -> Iterator[tuple[i
         yield cgroup_id, tuple([sum(element[slot::width]) for slot in _NETWORK_SLOTS])
 
 
-def head(snapshot: memoryview) -> tuple[int, int]:
-    """(sequence, rows)."""
-    sequence, rows, _, _ = _HEAD.unpack_from(snapshot)
+def head(element: bytes | memoryview) -> tuple[int, int]:
+    """(sequence, rows) of the snapshot's first element."""
+    sequence, rows, _, _ = _HEAD.unpack_from(element)
     return sequence, rows
 
 
-def rows(snapshot: memoryview, count: int) -> dict[int, Row]:
-    """The snapshot's cgroups by id."""
+def rows(elements: memoryview) -> dict[int, Row]:
+    """The cgroups of the snapshot's elements behind the first, by id."""
     make = Row._make
-    return {
-        values[0]: make(values) for values in _ROW.iter_unpack(snapshot[_ROW.size : _ROW.size * (count + 1)])
-    }
+    return {values[0]: make(values) for values in _ROW.iter_unpack(elements[_ROW.size :])}
 
 
 def overflow(value: bytes) -> Overflow:
