@@ -44,7 +44,11 @@ def status(
         "next_seq": spool.next_seq,
         "units": state.units,
         "sources": loop.plan.signature,
-        "unseen": list(plan.unseen(loop.facts, loop.plan)),
+        "unseen": list(plan.unseen(loop.facts, loop.plan, loop.probes.without)),
+        "probes": loop.probes.standing.state.value,
+        "probes_version": loop.probes.version,
+        "probes_walk": loop.probes.walk,
+        "probes_lost": {kind: n for kind, n in loop.probes.overflow._asdict().items() if n},
         "clock": state.clock.value,
         "last_reading_seconds_ago": round(now - state.last_reading_unix, 3)
         if state.last_reading_unix

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agent.meter.rows import Usage
 from agent.meter.usage import Outcome
 from wire.measures import BIT
+from wire.v1 import usage_pb2 as pb
 
 MAX_TENANTS = 1_000
 """Tenants with totals of their own in /metrics; further ones are added up as `_other`."""
@@ -21,6 +22,7 @@ TOTALS: tuple[tuple[str, str, str, float], ...] = (
     ("oom_kills", "oom_kills", "Processes killed for want of memory.", 1.0),
 )
 """(measure, metric, help, factor) of the totals per tenant."""
+_LAST = int(pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN)
 _BITS = tuple(BIT[measure] for measure, *_ in TOTALS)
 
 
@@ -34,6 +36,9 @@ class Tally:
     rows: int = 0
     batch_bytes: int = 0
     gaps: int = 0
+    ends: int = 0
+    """Last rows made of what the probes recorded of an end."""
+    ends_forgotten: int = 0
     unknown: int = 0
     """Rows whose CPU usage no source could tell."""
     tenants: dict[str, list[int]] = field(default_factory=dict)
@@ -49,6 +54,7 @@ class Tally:
                 self._add(usage)
 
     def _add(self, usage: Usage) -> None:
+        self.ends += usage.flags & _LAST == pb.ROW_FLAG_FINAL
         self.unknown += not usage.known & 1
         tenant = usage.tenant
         totals = self.tenants.get(tenant)

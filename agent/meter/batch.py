@@ -139,7 +139,7 @@ def _message(
         boot_id=stretch.boot_id,
         host=visible(producer.host, MAX_NAME_BYTES),
         producer=f"weighbridge-agent/{producer.version}",
-        coverage=producer.coverage,
+        coverage=producer.coverage | stretch.coverage,
         cpus=producer.cpus,
         row_flags=[usage.flags for usage in usages],
         known=[usage.known for usage in usages],

@@ -216,7 +216,10 @@ def _place(path: Path) -> tuple[int, int]:
 
 
 def _links(directory: Path) -> frozenset[str]:
-    return frozenset(name for name in os.listdir(directory) if name.startswith("link_"))
+    """Without those that an upgrade is about to put in another's place."""
+    return frozenset(
+        name for name in os.listdir(directory) if name.startswith("link_") and not name.endswith("_new")
+    )
 
 
 def _absent(base: Path, directory: Path) -> Refusal:

@@ -43,6 +43,11 @@ class Probes:
         """Map -> elements at the last reading, elements at most."""
 
     @property
+    def without(self) -> str:
+        """Why the units' ends and traffic are not seen, and what to do; empty if they are."""
+        return "" if self.standing.state in _COUNTING else self.standing.text
+
+    @property
     def walk(self) -> str:
         """How the snapshot is taken."""
         return engine_name(self._set.about.walk) if self._set is not None else "none"
