@@ -23,7 +23,7 @@ TOTALS: tuple[tuple[str, str, str, float], ...] = (
 )
 """(measure, metric, help, factor) of the totals per tenant."""
 _LAST = int(pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN)
-_BITS = tuple(BIT[measure] for measure, *_ in TOTALS)
+_SLOTS = tuple(enumerate(BIT[measure] for measure, *_ in TOTALS))
 
 
 @dataclass(slots=True)
@@ -61,7 +61,8 @@ class Tally:
         if totals is None:
             if len(self.tenants) >= MAX_TENANTS:
                 tenant = OTHER
-            totals = self.tenants.setdefault(tenant, [0] * len(_BITS))
+            totals = self.tenants.setdefault(tenant, [0] * len(_SLOTS))
         values = usage.values
-        for slot, bit in enumerate(_BITS):
-            totals[slot] += values[bit]
+        for slot, bit in _SLOTS:
+            if values[bit]:
+                totals[slot] += values[bit]

@@ -211,4 +211,7 @@ def _add_gap(message: pb.UsageBatch, gap: Gap) -> None:
 
 def kind_of_special(cgroup_id: int) -> int | None:
     """The kind of a row that stands for no cgroup of its own."""
-    return {ROOT_ID: int(pb.UNIT_KIND_HOST), FOLDED_ID: int(pb.UNIT_KIND_FOLDED)}.get(cgroup_id)
+    return _SPECIAL.get(cgroup_id)
+
+
+_SPECIAL = {ROOT_ID: int(pb.UNIT_KIND_HOST), FOLDED_ID: int(pb.UNIT_KIND_FOLDED)}

@@ -22,6 +22,7 @@ SUBTRACTED = tuple(
     COUNTERS.index(name) for name in ("cpu_usage_ns", "cpu_user_ns", "cpu_system_ns", "oom_kills")
 )
 """Counters that include nested units. Throttling, pressure and peaks are a cgroup's own."""
+_SUBTRACTED_BITS = tuple(COUNTER_BITS[index] for index in SUBTRACTED)
 _CPU = COUNTERS.index("cpu_usage_ns")
 _MAY_LAG = frozenset((COUNTERS.index("cpu_user_ns"), COUNTERS.index("cpu_system_ns")))
 """The kernel scales these two to fit the usage (cputime_adjust); they may step back and then catch up."""
@@ -107,8 +108,18 @@ class Row:
     def finish(self) -> Usage:
         usage, state, after = self.usage, self.state, self.next_state
         values = usage.values
-        if self.devices is not None or any(state.carry) or state.io_carry or min(values) < 0:
+        if (
+            self.devices is not None
+            or state.carry != _NOTHING
+            or state.io_carry
+            or min(values[bit] for bit in _SUBTRACTED_BITS) < 0
+        ):
             self._settle_deficits()
+        usage.flags = self.flags
+        if self.memory[0] is None and self.memory[1] is None:
+            after.memory_carry_byte_ns = state.memory_carry_byte_ns
+            after.memory_carry_byte_seconds = state.memory_carry_byte_seconds
+            return usage
         carry = state.memory_carried_byte_ns()
         for slot, bit in enumerate((_MEMORY, _WORKING_SET, _MEMORY_ERROR)):
             total = self.memory[slot]
@@ -119,7 +130,6 @@ class Row:
             carry[slot] = total - values[bit] * NS_PER_SECOND
             usage.known |= 1 << bit
         after.carry_memory(carry)
-        usage.flags = self.flags
         return usage
 
     def _settle_deficits(self) -> None:
@@ -287,13 +297,16 @@ def _count_io(
 def _peaks(values: list[int], memory: MemoryTrack, before: Reading, reading: Reading) -> int:
     """Set the maxima within the interval and return their bits. A lifetime peak counts only if it rose."""
     known = 0
-    for bit, sampled, old, new in (
-        (_MEMORY_PEAK, memory.peak_bytes, before.memory_peak_bytes, reading.memory_peak_bytes),
-        (_PIDS_PEAK, memory.pids_peak, before.pids_peak, reading.pids_peak),
-    ):
-        if sampled is not None:
-            values[bit] = max(sampled, new) if new is not None and old is not None and new > old else sampled
-            known |= 1 << bit
+    sampled = memory.peak_bytes
+    if sampled is not None:
+        old, new = before.memory_peak_bytes, reading.memory_peak_bytes
+        values[_MEMORY_PEAK] = sampled if new is None or old is None or new <= old else max(sampled, new)
+        known = 1 << _MEMORY_PEAK
+    sampled = memory.pids_peak
+    if sampled is not None:
+        old, new = before.pids_peak, reading.pids_peak
+        values[_PIDS_PEAK] = sampled if new is None or old is None or new <= old else max(sampled, new)
+        known |= 1 << _PIDS_PEAK
     return known
 
 

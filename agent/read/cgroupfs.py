@@ -27,7 +27,7 @@ from agent.read.probes import as_files
 from agent.read.probes.bpf import BpfError
 from agent.read.probes.ends import Ends, Seen
 from agent.read.probes.reader import Probes
-from agent.read.probes.records import Knows, Row
+from agent.read.probes.records import FLAGS, LEVEL, PARENT_ID, Knows, RawRow
 from agent.read.probes.units import UnitPaths
 from agent.read.procfs import boot_id, cpu_total_ns
 
@@ -46,6 +46,7 @@ _ABSENT = frozenset((errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL)
 _ROW_CPU, _ROW_MEMORY, _ROW_PIDS, _ROW_PRESSURE = (
     int(bit) for bit in (Knows.CPU, Knows.MEMORY, Knows.PIDS, Knows.PRESSURE)
 )
+_ROW_USUAL = _ROW_CPU | _ROW_MEMORY | _ROW_PIDS | _ROW_PRESSURE
 
 RoleOf = Callable[[str, bool], Role]
 
@@ -62,7 +63,7 @@ class _File:
 
 
 class _Unit:
-    __slots__ = ("cgroup_id", "enclosing_id", "files", "path", "role")
+    __slots__ = ("cgroup_id", "enclosing_id", "files", "no_files_until", "path", "role")
 
     def __init__(self, cgroup_id: int, path: str, enclosing_id: int, role: Role) -> None:
         self.cgroup_id = cgroup_id
@@ -70,11 +71,16 @@ class _Unit:
         self.enclosing_id = enclosing_id
         self.role = role
         self.files: tuple[_File | None, ...] = ()
+        self.no_files_until = 0
+        """Until that reading none of _FILES_BESIDE_ROWS is worth a look."""
 
 
 # Slots of _Unit.files.
 _CPU, _CPU_USER, _CPU_SYSTEM, _THROTTLE, _MEMORY, _MEMORY_STAT, _MEMORY_PEAK, _MEMORY_LIMIT = range(8)
 _OOM, _IO, _IO_OPS, _PIDS, _PIDS_PEAK, _PSI_CPU, _PSI_MEMORY, _PSI_IO = range(8, 16)
+
+_FILES_BESIDE_ROWS = (_THROTTLE, _MEMORY, _IO, _PIDS)
+"""The first file of each controller that may be mounted as v1, or that a row does not hold the content of."""
 
 
 class CgroupReader:
@@ -152,6 +158,8 @@ class CgroupReader:
         """Memory and pids of the host and the units of the last walk, by the descriptors at hand."""
         out = []
         for unit in (*self._units.values(), self._root):
+            if unit.no_files_until > self._round:
+                continue
             files = unit.files
             has_memory = self._there(files[_MEMORY])
             has_pids = unit is not self._root and self._there(files[_PIDS])
@@ -176,7 +184,7 @@ class CgroupReader:
     def open_files(self) -> int:
         return self._open
 
-    def _rows(self) -> dict[int, Row] | None:
+    def _rows(self) -> dict[int, RawRow] | None:
         """What the probes saw walking all cgroups just now."""
         if not self._plan.tree_is_v2:
             return None
@@ -192,7 +200,7 @@ class CgroupReader:
             return None
 
     def _see(
-        self, units: dict[int, Reading], known: frozenset[int] | None, rows: dict[int, Row] | None
+        self, units: dict[int, Reading], known: frozenset[int] | None, rows: dict[int, RawRow] | None
     ) -> Seen:
         """Ends and traffic. Units that turn out to have ended leave the living ones."""
         living = {cgroup_id: reading.path for cgroup_id, reading in units.items()}
@@ -216,16 +224,16 @@ class CgroupReader:
             self.probes.drop(error)
             return None, []
 
-    def _discover(self, rows: dict[int, Row] | None) -> None:
+    def _discover(self, rows: dict[int, RawRow] | None) -> None:
         due = self._round % WALK_DIRECTORIES_EVERY == 1
         if rows is None or due or not self.probes.watches_ends or not self._follow(rows):
             self._walk_directories()
         self._walked = frozenset(rows or ())
 
-    def _follow(self, rows: dict[int, Row]) -> bool:
+    def _follow(self, rows: dict[int, RawRow]) -> bool:
         """Take up the units born since the last walk of the probes; False if somebody's birth is not known."""
         born = rows.keys() - self._walked
-        for cgroup_id in sorted(born, key=lambda i: rows[i].level):
+        for cgroup_id in sorted(born, key=lambda i: rows[i][LEVEL]):
             if cgroup_id in self._units:
                 continue
             try:
@@ -239,7 +247,7 @@ class CgroupReader:
                     return False
                 parent_id = birth.parent_id
                 while parent_id not in self._units and parent_id in rows:
-                    parent_id = rows[parent_id].parent_id
+                    parent_id = rows[parent_id][PARENT_ID]
                 enclosing_id = parent_id if parent_id in self._units else ROOT_ID
                 role = self._role(birth.path, enclosing_id != ROOT_ID)
                 unit = _Unit(cgroup_id, birth.path, enclosing_id, role)
@@ -342,20 +350,27 @@ class CgroupReader:
             put(slot, plan.pressure, f"{resource}.pressure")
         return tuple(files)
 
-    def _reading(self, unit: _Unit, row: Row | None) -> Reading | None:
+    def _reading(self, unit: _Unit, row: RawRow | None) -> Reading | None:
         """The unit's reading, or None when its cgroup has ended. What the row knows is not read from files."""
+        knows = 0
+        told: tuple[int | None, ...] = ()
+        if row is not None:
+            knows, told = row[FLAGS], as_files.counters(row)
+            if knows & _ROW_USUAL == _ROW_CPU | _ROW_PRESSURE and unit.no_files_until > self._round:
+                return Reading(unit.cgroup_id, unit.path, unit.enclosing_id, told)
         files = unit.files
         try:
-            cpu = self._cpu(unit, row)
+            cpu = self._cpu(unit, told[:6] if knows & _ROW_CPU else None)
             if cpu is None:
                 return None
-            memory, inactive, peak, limit, oom = self._memory(files, row)
-            pids, pids_peak = self._pids(files, row)
-            return Reading(
+            memory, inactive, peak, limit, kills = self._memory(files, row if knows & _ROW_MEMORY else None)
+            pids, pids_peak = self._pids(files, row if knows & _ROW_PIDS else None)
+            pressure = told[7:] if knows & _ROW_PRESSURE else self._pressure(files)
+            reading = Reading(
                 unit.cgroup_id,
                 unit.path,
                 unit.enclosing_id,
-                (*cpu, oom, *self._pressure(files, row)),
+                (*cpu, kills, *pressure),
                 self._io(files),
                 memory,
                 inactive,
@@ -366,13 +381,16 @@ class CgroupReader:
             )
         except _Gone:
             return None
+        unit.no_files_until = min(
+            f.missing_until for slot in _FILES_BESIDE_ROWS if (f := files[slot]) is not None
+        )
+        return reading
 
-    def _cpu(self, unit: _Unit, row: Row | None) -> tuple[int | None, ...] | None:
+    def _cpu(self, unit: _Unit, told: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
         """Usage, user, system; periods, throttled periods, throttled time. None: the cgroup has ended."""
         files, text = unit.files, self._text
-        cpu: tuple[int | None, ...]
-        if row is not None and row.flags & _ROW_CPU:
-            cpu = as_files.cpu(row)
+        if told is not None:
+            cpu = told
         else:
             cpu_text = text(files[_CPU])
             if cpu_text is None and not os.path.isdir(f"{self._plan.tree}{unit.path}"):
@@ -387,11 +405,11 @@ class CgroupReader:
             cpu = (*cpu[:3], stat.get(b"nr_periods"), stat.get(b"nr_throttled"), stat.get(b"throttled_time"))
         return cpu
 
-    def _memory(self, files: tuple[_File | None, ...], row: Row | None) -> tuple[int | None, ...]:
+    def _memory(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, ...]:
         """Current, inactive file, peak, limit; OOM kills."""
-        if row is not None and row.flags & _ROW_MEMORY and self._plan.memory_v2:
-            memory, peak, limit, kills = as_files.memory(row)
-            return memory, self._inactive(files), peak, limit, kills
+        if row is not None and self._plan.memory_v2:
+            memory, peak, limit = as_files.memory(row)
+            return memory, self._inactive(files), peak, limit, as_files.counters(row)[6]
         text = self._text
         if not self._there(files[_MEMORY]) or (memory_text := text(files[_MEMORY])) is None:
             return None, None, None, None, None
@@ -411,23 +429,17 @@ class CgroupReader:
         # The file is there and empty: no device has been used yet. It counts from here.
         return {} if io is None else parse.whole_devices(io)
 
-    def _pids(self, files: tuple[_File | None, ...], row: Row | None) -> tuple[int | None, int | None]:
-        if row is not None and row.flags & _ROW_PIDS and self._plan.pids_v2:
+    def _pids(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, int | None]:
+        if row is not None and self._plan.pids_v2:
             return as_files.pids(row)
         if not self._there(files[_PIDS]) or (pids_text := self._text(files[_PIDS])) is None:
             return None, None
         return parse.number(pids_text), parse.number(self._text(files[_PIDS_PEAK]))
 
-    def _pressure(self, files: tuple[_File | None, ...], row: Row | None) -> tuple[int | None, ...]:
-        if row is not None and row.flags & _ROW_PRESSURE and self._plan.pressure is not None:
-            return as_files.pressure(row)
+    def _pressure(self, files: tuple[_File | None, ...]) -> tuple[int | None, ...]:
         text, pressure = self._text, parse.pressure
-        cpu, memory, io = (
-            pressure(text(files[_PSI_CPU])),
-            pressure(text(files[_PSI_MEMORY])),
-            text(files[_PSI_IO]),
-        )
-        return *cpu, *memory, *pressure(io)
+        cpu, memory = pressure(text(files[_PSI_CPU])), pressure(text(files[_PSI_MEMORY]))
+        return *cpu, *memory, *pressure(text(files[_PSI_IO]))
 
     def _there(self, file: _File | None) -> bool:
         """Whether a controller's first file is worth a look: its others are absent where it is."""

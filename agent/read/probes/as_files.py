@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from agent.meter.model import Reading
 from agent.read import parse
-from agent.read.probes.records import Knows, Row, Tombstone
+from agent.read.probes.records import Knows, RawRow, Row, Tombstone
 
 Cpu = tuple[int, int, int]
 
-_CPU, _THROTTLING, _MEMORY, _MEMORY_PEAK, _OOM_KILLS, _PIDS_PEAK = (
+_CPU, _THROTTLING, _MEMORY, _MEMORY_PEAK, _OOM_KILLS, _PIDS_PEAK, _PRESSURE = (
     int(bit)
     for bit in (
         Knows.CPU,
@@ -21,17 +21,50 @@ _CPU, _THROTTLING, _MEMORY, _MEMORY_PEAK, _OOM_KILLS, _PIDS_PEAK = (
         Knows.MEMORY_PEAK,
         Knows.OOM_KILLS,
         Knows.PIDS_PEAK,
+        Knows.PRESSURE,
     )
 )
 
+_THREE_NONE = (None,) * 3
+_SIX_NONE = (None,) * 6
 
-def cpu(row: Row) -> tuple[int | None, ...]:
-    """Usage, user, system; periods, throttled periods, throttled time."""
-    usage, user, system = cpu_time(row.cpu_usage_ns, row.cpu_user_ns, row.cpu_system_ns)
-    if not row.flags & _THROTTLING:
-        return usage, user, system, None, None, None
-    throttled_ns = row.cpu_throttled_ns - row.cpu_throttled_ns % 1_000
-    return usage, user, system, row.cpu_periods, row.cpu_throttled_periods, throttled_ns
+
+def counters(row: RawRow) -> tuple[int | None, ...]:
+    """The counters of a reading. For every unit at every reading: hence in one piece."""
+    # fmt: off
+    (
+        _, _, usage, user, system, periods, throttled_periods, throttled, _, _, _, kills, _, _,
+        io, io_full, memory, memory_full, cpu, cpu_full, flags, _,
+    ) = row
+    # fmt: on
+    if system:
+        system = usage * system // (user + system)
+    user = usage - system
+    return (
+        *(
+            (usage - usage % 1_000, user - user % 1_000, system - system % 1_000)
+            if flags & _CPU
+            else _THREE_NONE
+        ),
+        *(
+            (periods, throttled_periods, throttled - throttled % 1_000)
+            if flags & _THROTTLING
+            else _THREE_NONE
+        ),
+        kills if flags & _OOM_KILLS else None,
+        *(
+            (
+                cpu - cpu % 1_000,
+                cpu_full - cpu_full % 1_000,
+                memory - memory % 1_000,
+                memory_full - memory_full % 1_000,
+                io - io % 1_000,
+                io_full - io_full % 1_000,
+            )
+            if flags & _PRESSURE
+            else _SIX_NONE
+        ),
+    )
 
 
 def cpu_time(usage_ns: int, user_ns: int, system_ns: int) -> Cpu:
@@ -43,25 +76,16 @@ def cpu_time(usage_ns: int, user_ns: int, system_ns: int) -> Cpu:
     return usage_ns - usage_ns % 1_000, user - user % 1_000, system - system % 1_000
 
 
-def pressure(row: Row) -> tuple[int | None, ...]:
-    """(some, full) of cpu, memory and io."""
-    a, b, c, d = row.psi_cpu_some_ns, row.psi_cpu_full_ns, row.psi_memory_some_ns, row.psi_memory_full_ns
-    e, f = row.psi_io_some_ns, row.psi_io_full_ns
-    return a - a % 1_000, b - b % 1_000, c - c % 1_000, d - d % 1_000, e - e % 1_000, f - f % 1_000
+def memory(raw: RawRow) -> tuple[int | None, int | None, int | None]:
+    """Current, peak, limit; of a row that knows memory."""
+    row = Row._make(raw)
+    peak = row.memory_peak_bytes if row.flags & _MEMORY_PEAK else None
+    return row.memory_current_bytes, peak, parse.limit_of(row.memory_limit_bytes)
 
 
-def memory(row: Row) -> tuple[int | None, ...]:
-    """Current, peak, limit; OOM kills."""
-    return (
-        row.memory_current_bytes,
-        row.memory_peak_bytes if row.flags & _MEMORY_PEAK else None,
-        parse.limit_of(row.memory_limit_bytes),
-        row.oom_kills if row.flags & _OOM_KILLS else None,
-    )
-
-
-def pids(row: Row) -> tuple[int | None, int | None]:
-    """Current, peak."""
+def pids(raw: RawRow) -> tuple[int | None, int | None]:
+    """Current, peak; of a row that knows pids."""
+    row = Row._make(raw)
     return row.pids_current, row.pids_peak if row.flags & _PIDS_PEAK else None
 
 

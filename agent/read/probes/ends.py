@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from agent.meter.model import End, Network
 from agent.read.probes.as_files import last_reading
 from agent.read.probes.reader import Probes
-from agent.read.probes.records import Knows, Row, Tombstone
+from agent.read.probes.records import PARENT_ID, Knows, RawRow, Tombstone
 from agent.read.probes.units import UnitPaths
 
 ROOT_ID = 1
@@ -47,7 +47,7 @@ class Ends:
         self,
         living: Mapping[int, str],
         known: frozenset[int] | None,
-        rows: Mapping[int, Row] | None,
+        rows: Mapping[int, RawRow] | None,
         complete: bool,
     ) -> Seen:
         """`living`: units by id, with their paths. `known`: units of the baseline, whose ends are wanted in any
@@ -70,7 +70,7 @@ class _Round:
         paths: UnitPaths,
         living: Mapping[int, str],
         known: frozenset[int] | None,
-        rows: Mapping[int, Row] | None,
+        rows: Mapping[int, RawRow] | None,
     ) -> None:
         self.seen = Seen()
         self.ownerless: set[int] = set()
@@ -211,7 +211,7 @@ class _Round:
         if birth is not None:
             return birth.parent_id, "" if birth.flags & Knows.PATH_CUT else birth.path
         if self._rows is not None and (row := self._rows.get(cgroup_id)) is not None:
-            return row.parent_id, ""
+            return row[PARENT_ID], ""
         # Released since the tombstones were read: births are deleted after the tombstone was written.
         late = self._probes.tombstone(cgroup_id)
         return (late.parent_id, late.path) if late is not None else None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from agent.read.probes import records
 from agent.read.probes.bpf import BpfError, Map
-from agent.read.probes.records import About, Has, Row, Walk
+from agent.read.probes.records import About, Has, RawRow, Walk
 
 LOAD = "run `weighbridge-probes load`"
 
@@ -88,7 +88,7 @@ class ProbeSet:
             return State.DETACHED
         return State.ATTACHED if self.may_delete else State.READ_ONLY
 
-    def rows(self) -> dict[int, Row] | None:
+    def rows(self) -> dict[int, RawRow] | None:
         """Every cgroup below the root, by id, as the programs see it now; None if that cannot be had."""
         snapshot = self.maps["snapshot"]
         try:

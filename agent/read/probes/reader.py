@@ -10,7 +10,7 @@ from agent.meter.model import ProbeMark
 from agent.read.probes import records
 from agent.read.probes.bpf import BpfError, Map, possible_cpus
 from agent.read.probes.pins import ProbeSet, Refusal, State, adopt, engine_name
-from agent.read.probes.records import Birth, Has, Overflow, Row, Tombstone
+from agent.read.probes.records import Birth, Has, Overflow, RawRow, Tombstone
 from wire.daemon.journal import Journal
 
 log = Journal("agent.probes")
@@ -83,7 +83,7 @@ class Probes:
         if self.standing.state is not before.state:
             self._say(before.state)
 
-    def rows(self) -> dict[int, Row] | None:
+    def rows(self) -> dict[int, RawRow] | None:
         """The snapshot by cgroup id, or None where files must be read."""
         if self._set is None or Has.SNAPSHOT not in self._set.has:
             return None

@@ -9,7 +9,7 @@ from struct import Struct
 from typing import NamedTuple
 
 LAYOUT = 1
-PATH_BYTES = 512
+PATH_BYTES = 360
 CLASSES = 3
 TRAFFIC_FIELDS = 3
 
@@ -118,6 +118,10 @@ class Tombstone(NamedTuple):
         return self.removed_boottime_ns != self.released_boottime_ns
 
 
+RawRow = tuple[int, ...]
+"""The fields of `Row` in order: a host has thousands, and few of them are looked at by name."""
+
+
 class Row(NamedTuple):
     """One cgroup of the snapshot, all values as the kernel holds them."""
 
@@ -143,6 +147,10 @@ class Row(NamedTuple):
     psi_cpu_full_ns: int
     flags: int
     level: int
+
+
+PARENT_ID, FLAGS, LEVEL = (Row._fields.index(name) for name in ("parent_id", "flags", "level"))
+"""Places in a RawRow."""
 
 
 class Overflow(NamedTuple):
@@ -192,10 +200,9 @@ def head(element: bytes | memoryview) -> tuple[int, int]:
     return sequence, rows
 
 
-def rows(elements: memoryview) -> dict[int, Row]:
+def rows(elements: memoryview) -> dict[int, RawRow]:
     """The cgroups of the snapshot's elements behind the first, by id."""
-    make = Row._make
-    return {values[0]: make(values) for values in _ROW.iter_unpack(elements[_ROW.size :])}
+    return {values[0]: values for values in _ROW.iter_unpack(elements[_ROW.size :])}
 
 
 def overflow(value: bytes) -> Overflow:
