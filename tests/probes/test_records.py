@@ -85,10 +85,13 @@ def test_the_head_and_the_traffic_are_where_the_compiler_puts_them(tmp_path: Pat
     assert network == records._NETWORK.size
     assert tuple(slots) == records._NETWORK_SLOTS
     classes = {0: "loopback", 1: "internal", 2: "external"}
-    assert tuple(
-        f"net_{way}_{classes[peer]}_{'packets' if field == 'segments' else field}"
-        for way, peer, field in names
-    ) == NETWORK
+    assert (
+        tuple(
+            f"net_{way}_{classes[peer]}_{'packets' if field == 'segments' else field}"
+            for way, peer, field in names
+        )
+        == NETWORK
+    )
 
 
 def test_constants_are_those_of_the_header(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def adopt(base: Path) -> ProbeSet | Refusal:
         return _unreadable(base, directory)
     except BpfError as error:
         _close(opened)
-        if error.number in (errno.EACCES, errno.EPERM):
+        # bpf(2) says EACCES to what is no BPF object, too.
+        if error.number in (errno.EACCES, errno.EPERM) and not _readable(directory):
             return _unreadable(base, directory)
         if error.number == errno.ENOENT:
             return Refusal(State.FOREIGN, f"{error}: a part of the set is missing; {_reload(directory)}")
@@ -236,6 +237,14 @@ def _absent(base: Path, directory: Path) -> Refusal:
     if directory.exists():
         return Refusal(State.ABSENT, f"{directory} is not ready (no `about`): {LOAD}")
     return Refusal(State.ABSENT, f"no probes are loaded in {base}: {LOAD}")
+
+
+def _readable(directory: Path) -> bool:
+    try:
+        names = [name for name in os.listdir(directory) if not name.startswith("link_")]
+    except OSError:
+        return False
+    return all(os.access(directory / name, os.R_OK) for name in names)
 
 
 def _unreadable(base: Path, directory: Path) -> Refusal:
