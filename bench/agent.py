@@ -31,7 +31,7 @@ import psutil
 
 from agent.daemon import METERING_THREAD
 from bench.cgroups import Cgroup, slice_of_our_own
-from bench.loaded import probes_of_our_own
+from bench.probe_set import loaded
 from bench.site import Site
 
 STARTS = 3
@@ -90,13 +90,13 @@ def measure(count: int, intervals: int, probes: bool = True) -> dict[str, float]
         tempfile.TemporaryDirectory(prefix="weighbridge-bench-") as directory,
         slice_of_our_own("weighbridge-bench") as ours,
         Site(Path(directory)) as site,
-        probes_of_our_own(Path(directory) / "bpf") if probes else contextlib.nullcontext() as loaded,
+        loaded(Path(directory)) if probes else contextlib.nullcontext() as probe_set,
     ):
         groups = [ours.child(f"docker-{index:064x}.scope") for index in range(count)]
         rules = [
             {"path": f"**/docker-*{digit}.scope", "tenant": f"tenant-{digit}"} for digit in "0123456789abcdef"
         ]
-        read = {"probes_dir": str(loaded.directory)} if loaded is not None else {"probes": "off"}
+        read = {"probes_dir": str(probe_set.directory)} if probe_set is not None else {"probes": "off"}
         site.prepare(agent={"owners": {"rules": rules}, "read": read})
         site.start_collector()
         site.enroll()

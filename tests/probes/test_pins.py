@@ -20,7 +20,8 @@ from agent.read.probes.bpf import BpfError, Map, possible_cpus
 from agent.read.probes.pins import ProbeSet, Refusal, State, adopt
 from agent.read.probes.reader import Probes
 from bench.cgroups import Cgroup
-from bench.loaded import LoadedProbes, probes_of_our_own
+from bench.probe_set import ProbeSet as LoadedProbes
+from bench.probe_set import directory_for_pins
 from tests.probes.maps import ARRAY, HASH, PERCPU_HASH, bpffs, make, put
 
 pytestmark = pytest.mark.root
@@ -40,7 +41,9 @@ def loaded() -> Iterator[LoadedProbes]:
     """In a place that other users may enter, which pytest's are not."""
     with tempfile.TemporaryDirectory(prefix="weighbridge-test-") as directory:
         Path(directory).chmod(0o755)
-        with probes_of_our_own(Path(directory) / "bpf", group=str(GROUP)) as probes:
+        with directory_for_pins(Path(directory)) as probes:
+            probes.group = str(GROUP)
+            probes.load()
             yield probes
 
 
@@ -232,7 +235,7 @@ def test_a_set_unloaded_under_the_agent_is_read_out_once_more(loaded: LoadedProb
     dead = ours.child("dead")
     dead.remove()
     wait_released(loaded, dead.cgroup_id)
-    loaded.unload()
+    loaded.run("unload")
     probes.look()
     assert probes.standing.state is State.ABSENT
     assert dead.cgroup_id in [t.cgroup_id for _, t in probes.tombstones()]
@@ -255,7 +258,7 @@ def test_an_upgrade_is_taken_up_without_losing_the_set(loaded: LoadedProbes) -> 
     probes = Probes(loaded.directory)
     probes.look()
     before = probes.about
-    loaded.command("upgrade", "--group", str(GROUP))
+    loaded.run("upgrade")
     probes.look()
     assert probes.standing.state is State.ATTACHED
     assert before is not None

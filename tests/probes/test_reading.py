@@ -22,8 +22,9 @@ from agent.read.cgroupfs import CgroupReader
 from agent.read.probes import as_files, records
 from agent.read.probes.reader import Probes
 from agent.read.probes.units import UnitPaths
+from bench import probe_set
 from bench.cgroups import Cgroup, burner
-from bench.loaded import LoadedProbes, probes_of_our_own
+from bench.probe_set import ProbeSet
 from tests.agent.fakehost import FakeHost
 from tests.agent.readings import CADENCE, everybody
 from wire.v1 import usage_pb2 as pb
@@ -39,8 +40,8 @@ TALKED = 10 * (72 + 8 + 20)
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Iterator[LoadedProbes]:
-    with probes_of_our_own(tmp_path / "bpf") as probes:
+def loaded(tmp_path: Path) -> Iterator[ProbeSet]:
+    with probe_set.loaded(tmp_path) as probes:
         yield probes
 
 
@@ -80,7 +81,7 @@ def until_released(reader: CgroupReader, known: frozenset[int], cgroup_id: int) 
 
 @pytest.mark.root
 def test_a_row_says_what_the_files_say(
-    ours: Cgroup, loaded: LoadedProbes, new_reader: Callable[[Path | None], CgroupReader]
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
     groups = [ours.child(f"wb-{share}.scope") for share in range(3)]
     running = [group.run(burner(0.3)) for group in groups]
@@ -114,7 +115,7 @@ def test_a_row_says_what_the_files_say(
 
 @pytest.mark.root
 def test_units_that_come_and_go_are_followed_as_the_directories_show_them(
-    ours: Cgroup, loaded: LoadedProbes, new_reader: Callable[[Path | None], CgroupReader]
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
     reader, walker = new_reader(loaded.directory), new_reader(None)
     reader.read()
@@ -141,7 +142,7 @@ def test_units_that_come_and_go_are_followed_as_the_directories_show_them(
 
 @pytest.mark.root
 def test_the_end_and_the_traffic_of_what_is_nested_belong_to_the_container(
-    ours: Cgroup, loaded: LoadedProbes, new_reader: Callable[[Path | None], CgroupReader]
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
     container = ours.child(CONTAINER)
     reader = new_reader(loaded.directory)
@@ -167,7 +168,7 @@ def test_the_end_and_the_traffic_of_what_is_nested_belong_to_the_container(
 
 @pytest.mark.root
 def test_a_unit_that_ends_takes_its_traffic_and_its_last_microsecond_with_it(
-    ours: Cgroup, loaded: LoadedProbes, new_reader: Callable[[Path | None], CgroupReader]
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
     reader = new_reader(loaded.directory)
     baseline = usage.begin(reader.read(), "", everybody, [])
@@ -188,7 +189,7 @@ def test_a_unit_that_ends_takes_its_traffic_and_its_last_microsecond_with_it(
 
 @pytest.mark.root
 def test_sources_may_change_under_a_unit_without_a_reset(
-    ours: Cgroup, loaded: LoadedProbes, new_reader: Callable[[Path | None], CgroupReader]
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
     unit = ours.child("wb-busy.scope")
     process = unit.run(burner(0.5))
@@ -200,7 +201,7 @@ def test_sources_may_change_under_a_unit_without_a_reset(
         for round_ in range(6):
             time.sleep(0.2)
             if round_ == 1:
-                loaded.unload()
+                loaded.run("unload")
             if round_ == 4:
                 loaded.load()
             outcome = usage.step(baseline, reader.read(frozenset(baseline.units)), everybody, CADENCE)
@@ -219,7 +220,7 @@ def test_sources_may_change_under_a_unit_without_a_reset(
 def test_a_full_map_of_ends_is_counted_and_the_unit_ends_unseen(
     ours: Cgroup, tmp_path: Path, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
-    with probes_of_our_own(tmp_path / "small", "--max-ended", "1") as small:
+    with probe_set.loaded(tmp_path, "--max-ended", "1") as small:
         first, second = ours.child("wb-first.scope"), ours.child("wb-second.scope")
         reader = new_reader(small.directory)
         baseline = usage.begin(reader.read(), "", everybody, [])
