@@ -9,7 +9,7 @@ from agent import __version__
 from agent.loop import MeterLoop
 from agent.meter.hostile import visible
 from agent.meter.identity import identify
-from agent.meter.model import COUNTERS
+from agent.meter.model import COUNTERS, NETWORK
 from agent.meter.rows import ROOT_ID, Usage
 from agent.read import plan
 from agent.ship.enrol import Identity
@@ -106,6 +106,7 @@ def explain(loop: MeterLoop, container: str) -> dict[str, Any]:
             "error": "name a container: its id, the beginning of one, its name, or a part of its cgroup path"
         }
     found = []
+    traffic = loop.baseline.network.entries if loop.baseline.network is not None else None
     for state in (loop.baseline.root, *loop.baseline.units.values()):
         reading = state.reading
         identity = identify(reading.path)
@@ -146,7 +147,13 @@ def explain(loop: MeterLoop, container: str) -> dict[str, Any]:
                     name
                     for index, name in enumerate(COUNTERS)
                     if index >= len(reading.counters) or reading.counters[index] is None
-                ],
+                ]
+                + ([] if traffic is not None else list(NETWORK)),
+                "traffic": {
+                    name: value
+                    for name, value in zip(NETWORK, (traffic or {}).get(reading.cgroup_id, ()), strict=False)
+                    if value
+                },
                 "memory_current_bytes": reading.memory_current_bytes,
             }
         )
