@@ -191,6 +191,8 @@ def _explain(args: argparse.Namespace) -> int:
             print(f"  {'':14} {line}")
         for name, value in unit["counters"].items():
             print(f"  {name:28} {value}")
+        for name, value in unit["traffic"].items():
+            print(f"  {name:28} {value}  (of its own cgroup, since the probes were loaded)")
         print(f"  unknown: {', '.join(unit['unknown']) or 'nothing'}")
     return 0
 

@@ -28,6 +28,12 @@ class Read(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     hierarchy: Annotated[
         Literal["auto", "v1", "v2"], D(description="which hierarchy gives the tree of units on a hybrid host")
     ] = "auto"
+    probes: Annotated[
+        Literal["auto", "off"], D(description="whether to read the kernel probes where they are loaded")
+    ] = "auto"
+    probes_dir: Annotated[Path, D(description="where `weighbridge-probes` pins them, a bpffs of its own")] = (
+        Path("/run/weighbridge/bpf")
+    )
     max_open_files: Annotated[
         int,
         D(description="descriptors kept open; files beyond are opened for each reading", ge=64, le=1_000_000),

@@ -106,7 +106,7 @@ class Daemon:
                 epoch=self._spool.epoch,
                 spool=self._spool.opened.value,
                 sources=self._loop.plan.signature,
-                unseen=plan.unseen(self._loop.facts, self._loop.plan),
+                unseen=plan.unseen(self._loop.facts, self._loop.plan, self._loop.probes.without),
                 local_port=local.port,
                 seconds=round(time.time() - self._started, 3),
             )

@@ -13,10 +13,13 @@ import grpc
 
 from agent.config import Settings
 from agent.errors import AgentError
+from agent.loop import probes_of
 from agent.meter.identity import role
 from agent.meter.model import ClockState
 from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
+from agent.read.probes.pins import State
+from agent.read.probes.reader import Probes
 from agent.ship import export
 from agent.ship.enrol import Identity
 from agent.ship.spool_file import FILE_NAME
@@ -59,7 +62,8 @@ def _host(settings: Settings) -> Iterator[Finding]:
     except AgentError as error:
         yield Finding("failed", "cgroups", str(error))
         return
-    reader = CgroupReader(chosen, role, host.files_to_keep_open(settings.read.max_open_files))
+    probes = probes_of(settings, chosen)
+    reader = CgroupReader(chosen, role, host.files_to_keep_open(settings.read.max_open_files), probes)
     try:
         begun = time.perf_counter()
         snapshot = reader.read()
@@ -73,8 +77,26 @@ def _host(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "warning", "cgroups", f"{text}; some could not be read: run as a user that may read {chosen.tree}"
         )
-    for sentence in plan.unseen(facts, chosen):
+    yield _probes(probes)
+    probes.close()
+    for sentence in plan.unseen(facts, chosen, probes.without):
         yield Finding("warning", "coverage", sentence)
+
+
+def _probes(probes: Probes) -> Finding:
+    state, text = probes.standing
+    if state is not State.ATTACHED:
+        return Finding("warning", "probes", f"{state.value}: {text}")
+    full = ", ".join(f"{name} {used} of {at_most}" for name, (used, at_most) in sorted(probes.sizes.items()))
+    text = f"version {probes.version}, walk {probes.walk}; {full}"
+    lost = ", ".join(f"{kind} {count}" for kind, count in probes.overflow._asdict().items() if count)
+    if lost:
+        return Finding(
+            "warning",
+            "probes",
+            f"{text}; no room for: {lost}. Keep the agent running, or load with more --max-cgroups and --max-ended",
+        )
+    return Finding("ok", "probes", text)
 
 
 def _clock() -> Finding:

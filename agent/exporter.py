@@ -53,6 +53,8 @@ class AgentMetrics(Collector):
             ("rows", "Usage rows made.", tally.rows),
             ("batch_bytes", "Bytes of batches made.", tally.batch_bytes),
             ("gaps", "Gap records made.", tally.gaps),
+            ("ends", "Last rows made of an end that the kernel probes recorded.", tally.ends),
+            ("ends_forgotten", "Ended cgroups the kernel side was told to forget.", tally.ends_forgotten),
             ("rows_without_cpu", "Rows whose CPU usage no source could tell.", tally.unknown),
             ("sent_bytes", "Bytes of batches sent.", shipper.bytes_sent),
             ("delivered_rows", "Usage rows a collector answered for.", shipper.rows),
@@ -88,8 +90,30 @@ class AgentMetrics(Collector):
             ("reload_failed", "1 if the last reload kept the old settings.", bool(self.reload_failed)),
         ):
             yield GaugeMetricFamily(P + name, text, float(value))
+        yield from self._probe_metrics()
         yield from self._spool_metrics()
         yield from self._usage_metrics()
+
+    def _probe_metrics(self) -> Iterator[Metric]:
+        probes = self._loop.probes
+        state = GaugeMetricFamily(
+            f"{P}probes", "1 for the state of the kernel probes.", labels=["state", "walk", "version"]
+        )
+        state.add_metric([probes.standing.state.value, probes.walk, probes.version], 1)
+        yield state
+        used = GaugeMetricFamily(f"{P}probe_map_entries", "Entries at the last reading.", labels=["map"])
+        most = GaugeMetricFamily(f"{P}probe_map_max_entries", "Entries there is room for.", labels=["map"])
+        for name, (entries, at_most) in sorted(probes.sizes.copy().items()):
+            used.add_metric([name], entries)
+            most.add_metric([name], at_most)
+        yield used
+        yield most
+        lost = CounterMetricFamily(
+            f"{P}probe_lost", "What the kernel side had no room for since the load.", labels=["kind"]
+        )
+        for kind, count in probes.overflow._asdict().items():
+            lost.add_metric([kind], count)
+        yield lost
 
     def _spool_metrics(self) -> Iterator[Metric]:
         try:

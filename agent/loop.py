@@ -23,12 +23,13 @@ from agent.meter.catalogue import Catalogue
 from agent.meter.identity import role
 from agent.meter.interval import Cadence
 from agent.meter.model import ClockState, Snapshot
-from agent.meter.rows import Usage
+from agent.meter.rows import ROOT_ID, Usage
 from agent.meter.usage import Baseline, Gap, Outcome
 from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
 from agent.read.host import HostError, HostFacts
 from agent.read.plan import Plan
+from agent.read.probes.reader import Probes
 from agent.ship.spool import BatchKey, Spool
 from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError, SpoolFull, SpoolUnavailable
 from agent.tally import Tally
@@ -74,6 +75,7 @@ class MeterLoop:
         self.facts: HostFacts = host.probe(settings.read.cgroup_root, settings.read.proc_root)
         self.plan: Plan = plan.make(self.facts, settings.read.hierarchy)
         self._cpus = self.facts.cpus
+        self.probes = probes_of(settings, self.plan)
         self._reader = self._new_reader(self.plan)
         self.baseline: Baseline
         self._was_down = False
@@ -100,7 +102,7 @@ class MeterLoop:
     def tick(self) -> bool:
         """One interval. Whether new batches are in the spool."""
         begun = time.perf_counter()
-        snapshot = self._read()
+        snapshot = self._read(frozenset(self.baseline.units))
         outcome = usage.step(self.baseline, snapshot, self.catalogue.tenant_of, self._cadence)
         producer = self._producer(self.plan, self._reader.cpu_source, snapshot.complete)
         committed = self._commit(outcome, producer)
@@ -141,9 +143,10 @@ class MeterLoop:
 
     def close(self) -> None:
         self._reader.close()
+        self.probes.close()
 
-    def _read(self) -> Snapshot:
-        snapshot = self._reader.read()
+    def _read(self, known: frozenset[int] | None = None) -> Snapshot:
+        snapshot = self._reader.read(known)
         self.state.last_reading_unix = time.time()
         self.state.complete = snapshot.complete
         self.state.units = len(snapshot.units)
@@ -183,6 +186,7 @@ class MeterLoop:
             self._hold(outcome, error)
             return False
         self.baseline = outcome.baseline
+        self._forget_ends()
         self._was_down = False
         self._all_well()
         self.state.last_commit_unix = time.time()
@@ -198,6 +202,7 @@ class MeterLoop:
         if isinstance(error, SpoolFull):
             try:
                 self._spool.commit([], _encode(self.baseline))
+                self._forget_ends()
             except SpoolError as failed:
                 log.error("baseline_not_durable", code=Meter.BUFFER_OVERFLOW, error=str(failed))
         self._stretch()
@@ -220,6 +225,10 @@ class MeterLoop:
                 self._spool.commit([], _encode(self.baseline))
         except SpoolError as error:
             self._complain(error)
+
+    def _forget_ends(self) -> None:
+        """The baseline is durable: whose last row is in it or before it, the kernel need not remember."""
+        self.tally.ends_forgotten += self._reader.forget_ends(self.baseline.closed)
 
     def _complain(self, error: SpoolError) -> None:
         reason = "spool_full" if isinstance(error, SpoolFull) else "spool_unavailable"
@@ -282,7 +291,7 @@ class MeterLoop:
         earlier = self._plan_of(old)
         if earlier is not None:
             with closing(self._new_reader(earlier)) as reader:
-                last = reader.read()
+                last = reader.read(frozenset(self.baseline.units))
             outcome = usage.step(self.baseline, last, self.catalogue.tenant_of, self._cadence)
             base = usage.rebase(outcome.baseline, self._read(), new, self.catalogue.tenant_of)
             producer = self._producer(earlier, reader.cpu_source, last.complete)
@@ -317,7 +326,19 @@ class MeterLoop:
         return None
 
     def _new_reader(self, by: Plan) -> CgroupReader:
-        return CgroupReader(by, role, host.files_to_keep_open(self._settings.read.max_open_files))
+        files = host.files_to_keep_open(self._settings.read.max_open_files)
+        return CgroupReader(by, role, files, self.probes if by.tree_is_v2 else None)
+
+
+def probes_of(settings: Settings, by: Plan) -> Probes:
+    """The kernel probes as far as they speak of the cgroups that are metered."""
+    if settings.read.probes == "off":
+        return Probes(None)
+    if not by.tree_is_v2:
+        return Probes(None, "units are those of a v1 hierarchy, and the probes see v2 only")
+    if by.tree.stat().st_ino != ROOT_ID:
+        return Probes(None, f"{by.tree} is not the whole hierarchy: mount the host's")
+    return Probes(settings.read.probes_dir)
 
 
 def _cadence(settings: Settings) -> Cadence:

@@ -9,7 +9,7 @@ from agent import __version__
 from agent.loop import MeterLoop
 from agent.meter.hostile import visible
 from agent.meter.identity import identify
-from agent.meter.model import COUNTERS
+from agent.meter.model import COUNTERS, NETWORK
 from agent.meter.rows import ROOT_ID, Usage
 from agent.read import plan
 from agent.ship.enrol import Identity
@@ -44,7 +44,11 @@ def status(
         "next_seq": spool.next_seq,
         "units": state.units,
         "sources": loop.plan.signature,
-        "unseen": list(plan.unseen(loop.facts, loop.plan)),
+        "unseen": list(plan.unseen(loop.facts, loop.plan, loop.probes.without)),
+        "probes": loop.probes.standing.state.value,
+        "probes_version": loop.probes.version,
+        "probes_walk": loop.probes.walk,
+        "probes_lost": {kind: n for kind, n in loop.probes.overflow._asdict().items() if n},
         "clock": state.clock.value,
         "last_reading_seconds_ago": round(now - state.last_reading_unix, 3)
         if state.last_reading_unix
@@ -102,6 +106,7 @@ def explain(loop: MeterLoop, container: str) -> dict[str, Any]:
             "error": "name a container: its id, the beginning of one, its name, or a part of its cgroup path"
         }
     found = []
+    traffic = loop.baseline.network.entries if loop.baseline.network is not None else None
     for state in (loop.baseline.root, *loop.baseline.units.values()):
         reading = state.reading
         identity = identify(reading.path)
@@ -142,7 +147,13 @@ def explain(loop: MeterLoop, container: str) -> dict[str, Any]:
                     name
                     for index, name in enumerate(COUNTERS)
                     if index >= len(reading.counters) or reading.counters[index] is None
-                ],
+                ]
+                + ([] if traffic is not None else list(NETWORK)),
+                "traffic": {
+                    name: value
+                    for name, value in zip(NETWORK, (traffic or {}).get(reading.cgroup_id, ()), strict=False)
+                    if value
+                },
                 "memory_current_bytes": reading.memory_current_bytes,
             }
         )

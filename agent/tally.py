@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from agent.meter.rows import Usage
 from agent.meter.usage import Outcome
 from wire.measures import BIT
+from wire.v1 import usage_pb2 as pb
 
 MAX_TENANTS = 1_000
 """Tenants with totals of their own in /metrics; further ones are added up as `_other`."""
@@ -21,7 +22,8 @@ TOTALS: tuple[tuple[str, str, str, float], ...] = (
     ("oom_kills", "oom_kills", "Processes killed for want of memory.", 1.0),
 )
 """(measure, metric, help, factor) of the totals per tenant."""
-_BITS = tuple(BIT[measure] for measure, *_ in TOTALS)
+_LAST = int(pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN)
+_SLOTS = tuple(enumerate(BIT[measure] for measure, *_ in TOTALS))
 
 
 @dataclass(slots=True)
@@ -34,6 +36,9 @@ class Tally:
     rows: int = 0
     batch_bytes: int = 0
     gaps: int = 0
+    ends: int = 0
+    """Last rows made of what the probes recorded of an end."""
+    ends_forgotten: int = 0
     unknown: int = 0
     """Rows whose CPU usage no source could tell."""
     tenants: dict[str, list[int]] = field(default_factory=dict)
@@ -49,13 +54,15 @@ class Tally:
                 self._add(usage)
 
     def _add(self, usage: Usage) -> None:
+        self.ends += usage.flags & _LAST == pb.ROW_FLAG_FINAL
         self.unknown += not usage.known & 1
         tenant = usage.tenant
         totals = self.tenants.get(tenant)
         if totals is None:
             if len(self.tenants) >= MAX_TENANTS:
                 tenant = OTHER
-            totals = self.tenants.setdefault(tenant, [0] * len(_BITS))
+            totals = self.tenants.setdefault(tenant, [0] * len(_SLOTS))
         values = usage.values
-        for slot, bit in enumerate(_BITS):
-            totals[slot] += values[bit]
+        for slot, bit in _SLOTS:
+            if values[bit]:
+                totals[slot] += values[bit]

@@ -1,7 +1,9 @@
 """`./dev bench agent`: what the agent costs, as a real process over real cgroups.
 
 us_per_container_N   CPU time of the metering thread (read, meter, encode, spool) per container and interval, at N
-                     cgroups of which each used some CPU in each interval; median over the intervals
+                     cgroups of which each used some CPU in each interval; median over the intervals. The kernel
+                     probes are loaded, for this agent alone
+us_per_container_1000_without_probes  the same with `read.probes: off`: every file read
 us_per_container_1000_with_shipping   the whole process: gRPC, TLS and event loop too
 ratio_to_plain       us_per_container_1000 divided by what plain open + read + parse of the same files costs
 rss_mib              resident memory at the largest N
@@ -11,6 +13,7 @@ first_reading_s      from exec of the command to the first durable reading, at t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -28,6 +31,7 @@ import psutil
 
 from agent.daemon import METERING_THREAD
 from bench.cgroups import Cgroup, slice_of_our_own
+from bench.probe_set import loaded
 from bench.site import Site
 
 STARTS = 3
@@ -55,6 +59,8 @@ def main() -> int:
     args = parser.parse_args()
     intervals = 8 if args.quick else 30
     result: dict[str, Any] = {}
+    files_only = measure(1_000, intervals, probes=False)
+    result["us_per_container_1000_without_probes"] = files_only["us"]
     for count in (100, 1_000):
         measured = measure(count, intervals)
         result[f"us_per_container_{count}"] = measured["us"]
@@ -78,18 +84,20 @@ def main() -> int:
     return 0
 
 
-def measure(count: int, intervals: int) -> dict[str, float]:
+def measure(count: int, intervals: int, probes: bool = True) -> dict[str, float]:
     """One agent over `count` cgroups for that many one-second intervals."""
     with (
         tempfile.TemporaryDirectory(prefix="weighbridge-bench-") as directory,
         slice_of_our_own("weighbridge-bench") as ours,
         Site(Path(directory)) as site,
+        loaded(Path(directory)) if probes else contextlib.nullcontext() as probe_set,
     ):
         groups = [ours.child(f"docker-{index:064x}.scope") for index in range(count)]
         rules = [
             {"path": f"**/docker-*{digit}.scope", "tenant": f"tenant-{digit}"} for digit in "0123456789abcdef"
         ]
-        site.prepare(agent={"owners": {"rules": rules}})
+        read = {"probes_dir": str(probe_set.directory)} if probe_set is not None else {"probes": "off"}
+        site.prepare(agent={"owners": {"rules": rules}, "read": read})
         site.start_collector()
         site.enroll()
         first = statistics.median(_first_reading_s(site) for _ in range(STARTS))
@@ -108,6 +116,7 @@ def measure(count: int, intervals: int) -> dict[str, float]:
                 metering.append(cpu_ns(pid, METERING_THREAD) - before[1])
             assert 0 < min(metering) < min(process)
             rss = rss_mib(pid)
+            assert (site.ask("agent", "status")["probes"] == "attached") is probes
             tenants = site.ask("collector", "status")["tenants"]
             delivered = sum(t["rows"] for t in tenants.values())
             assert delivered >= count * intervals, f"only {delivered} rows arrived"

@@ -139,7 +139,7 @@ def _message(
         boot_id=stretch.boot_id,
         host=visible(producer.host, MAX_NAME_BYTES),
         producer=f"weighbridge-agent/{producer.version}",
-        coverage=producer.coverage,
+        coverage=producer.coverage | stretch.coverage,
         cpus=producer.cpus,
         row_flags=[usage.flags for usage in usages],
         known=[usage.known for usage in usages],
@@ -211,4 +211,7 @@ def _add_gap(message: pb.UsageBatch, gap: Gap) -> None:
 
 def kind_of_special(cgroup_id: int) -> int | None:
     """The kind of a row that stands for no cgroup of its own."""
-    return {ROOT_ID: int(pb.UNIT_KIND_HOST), FOLDED_ID: int(pb.UNIT_KIND_FOLDED)}.get(cgroup_id)
+    return _SPECIAL.get(cgroup_id)
+
+
+_SPECIAL = {ROOT_ID: int(pb.UNIT_KIND_HOST), FOLDED_ID: int(pb.UNIT_KIND_FOLDED)}

@@ -74,6 +74,13 @@ class MemoryTrack(msgspec.Struct, array_like=True):
         if dt_ns > longest_gap_ns:
             self.estimated = True
 
+    def stop(self) -> None:
+        """No further sample will come: what the last one did not tell is unknown, and no 0."""
+        if self.current_bytes is None:
+            self.byte_ns = self.working_set_byte_ns = None
+        elif self.inactive_file_bytes is None:
+            self.working_set_byte_ns = None
+
     def integrals_byte_ns(self) -> list[int | None]:
         """Memory, working set and error since the last row; None where the integral is unknown."""
         memory, working_set = self.byte_ns, self.working_set_byte_ns

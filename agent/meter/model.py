@@ -26,6 +26,10 @@ COUNTERS: tuple[str, ...] = (
     "psi_memory_full_ns",
     "psi_io_some_ns",
     "psi_io_full_ns",
+)
+"""Order of `Reading.counters`. Trailing unknown counters may be left off."""
+
+NETWORK: tuple[str, ...] = (
     "net_rx_loopback_bytes",
     "net_tx_loopback_bytes",
     "net_rx_internal_bytes",
@@ -39,7 +43,7 @@ COUNTERS: tuple[str, ...] = (
     "net_rx_external_packets",
     "net_tx_external_packets",
 )
-"""Order of `Reading.counters`. Trailing unknown counters may be left off."""
+"""Order of the counters in `Network.entries`. Packets are segments: what crosses the wire."""
 
 COUNTER_BITS: tuple[int, ...] = tuple(BIT[name] for name in COUNTERS)
 """Bit of each counter in a row's `known`."""
@@ -84,10 +88,46 @@ class MemorySample(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pids_current: int | None
 
 
+class End(msgspec.Struct, frozen=True, gc=False):
+    """The end of one unit as the kernel probes recorded it. What they do not record is None in the reading."""
+
+    reading: Reading
+    born_boottime_ns: int
+    """0: before the probes were there."""
+    removed_boottime_ns: int
+    released: bool
+    """The counters will not move any more."""
+    load_id: int
+    """CLOCK_BOOTTIME at which the probes that recorded it were loaded."""
+    removal_seen: bool = True
+    """False: it was removed before the probes were there, or they had no room to write that down."""
+
+
+class Network(msgspec.Struct, frozen=True):
+    """Traffic since one load of the probes, by the cgroup that made the socket: own, nothing below included."""
+
+    load_id: int
+    entries: list[tuple[int, int | None, tuple[int, ...]]]
+    """(cgroup id, cgroup id of the unit it belongs to, counters). No unit: not to be counted before it is known."""
+    unloaded: bool = False
+    """Nobody counts on; this is the last reading."""
+
+
+class ProbeMark(msgspec.Struct, frozen=True, array_like=True):
+    """Which probes were there at one reading, and what they had lost by then."""
+
+    load_id: int
+    exits: bool
+    network: bool
+    lost: dict[str, int]
+    """What there was no room for since the load, by kind."""
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """Every metering unit of the host at one instant. `root` is the host itself (cgroup id 1, path "/").
 
-    `complete` is False when some cgroup could not be read for another reason than having ended.
+    `complete` is False when some cgroup could not be read for another reason than having ended. A unit is either
+    in `units` or in `ends`.
     """
 
     boot_id: str
@@ -98,6 +138,18 @@ class Snapshot(msgspec.Struct, frozen=True):
     complete: bool
     nested_oom_kills: bool = True
     """Whether oom_kills include what lies below: v2's memory.events do, v1's memory.oom_control does not."""
+    ends: list[End] = []
+    """Units that were removed, each at every reading until its counters are final and it is forgotten."""
+    seen_boottime_ns: int = 0
+    """Every unit born before this instant is in this snapshot, or was in an earlier one ..."""
+    ends_wait: bool = False
+    """... unless more had ended than one snapshot holds, and the rest comes with the next."""
+    networks: list[Network] = []
+    """The last is that of the probes that are there now, an earlier one of probes unloaded since the last reading."""
+    probes: ProbeMark | None = None
+    """None: no probes."""
+    unloaded: list[ProbeMark] = []
+    """Probes that were unloaded since the last reading, as they ended."""
 
 
 class ClockState(Enum):

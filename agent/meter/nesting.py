@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from agent.meter.model import COUNTER_BITS, COUNTERS
+from agent.meter.model import COUNTER_BITS, COUNTERS, DeviceCounters
 from agent.meter.rows import NO_IO, ROOT_ID, SUBTRACTED, Row, UnitState, four
 
 _OOM_KILLS = COUNTERS.index("oom_kills")
@@ -15,43 +15,44 @@ def subtract_nested(rows: Mapping[int, Row], nested_oom_kills: bool) -> None:
 
     `nested_oom_kills` is False where the kernel counts OOM kills per cgroup (v1): they are own already.
     """
-    inclusive = SUBTRACTED if nested_oom_kills else tuple(i for i in SUBTRACTED if i != _OOM_KILLS)
-    raw = [
-        (row, [row.usage.values[COUNTER_BITS[i]] for i in inclusive], list(row.memory))
-        for row in rows.values()
-    ]
-    # Siblings share the answer, and most units of a host are siblings.
-    nearest: dict[tuple[int, int], Row | None] = {}
-    for row, counters, memory in raw:
-        if row.usage.cgroup_id == ROOT_ID:
+    counted = _COUNTED if nested_oom_kills else _COUNTED[: SUBTRACTED.index(_OOM_KILLS)]
+    # Siblings are taken off together: most units of a host are siblings.
+    taken: dict[int, list[int]] = {}
+    for row in rows.values():
+        usage = row.usage
+        if usage.cgroup_id == ROOT_ID:
             continue
-        enclosing_id = row.enclosing_id
-        for index, counter in zip(inclusive, counters, strict=True):
-            if counter:
-                # Also from an outer counter that could not be read this once: its next difference covers this
-                # time too, and until then it carries a deficit.
-                place = (enclosing_id, index)
-                if place not in nearest:
-                    nearest[place] = _around(rows, row, _COUNTS[index])
-                around = nearest[place]
-                if around is not None:
-                    around.usage.values[COUNTER_BITS[index]] -= counter
-        for slot in (0, 1):
-            inner = memory[slot]
-            if inner:
-                around = _around(rows, row, _INTEGRATES[slot])
-                if around is not None:
-                    around.memory[slot] = (around.memory[slot] or 0) - inner
-        if row.usage.devices:
-            around = _around(rows, row, _counts_io)
-            if around is None:
-                continue
-            if around.devices is None:
-                around.devices = {device: list(v) for device, v in around.usage.devices.items()}
-            for device, delta in row.usage.devices.items():
-                own = around.devices.setdefault(device, [0, 0, 0, 0])
-                for k in range(4):
-                    own[k] -= delta[k]
+        values, memory, enclosing_id = usage.values, row.memory, row.enclosing_id
+        sums = taken.get(enclosing_id)
+        if sums is None:
+            sums = taken[enclosing_id] = [0] * (len(_COUNTED) + len(_INTEGRATES))
+        for slot, bit, _ in counted:
+            sums[slot] += values[bit]
+        sums[_MEMORY] += memory[0] or 0
+        sums[_WORKING_SET] += memory[1] or 0
+        if usage.devices:
+            _take_devices(usage.devices, _around(rows, enclosing_id, _counts_io))
+    for enclosing_id, sums in taken.items():
+        for slot, bit, can_tell in counted:
+            # Also from an outer counter that could not be read this once: its next difference covers this
+            # time too, and until then it carries a deficit.
+            if sums[slot] and (around := _around(rows, enclosing_id, can_tell)) is not None:
+                around.usage.values[bit] -= sums[slot]
+        for slot, can_integrate in enumerate(_INTEGRATES):
+            inner = sums[len(_COUNTED) + slot]
+            if inner and (around := _around(rows, enclosing_id, can_integrate)) is not None:
+                around.memory[slot] = (around.memory[slot] or 0) - inner
+
+
+def _take_devices(devices: Mapping[str, DeviceCounters], around: Row | None) -> None:
+    if around is None:
+        return
+    if around.devices is None:
+        around.devices = {device: list(v) for device, v in around.usage.devices.items()}
+    for device, delta in devices.items():
+        own = around.devices.setdefault(device, [0, 0, 0, 0])
+        for k in range(4):
+            own[k] -= delta[k]
 
 
 def hand_up_carries(rows: Mapping[int, Row], living: Mapping[int, UnitState]) -> None:
@@ -80,13 +81,15 @@ def hand_over(ended: UnitState, heir: UnitState) -> None:
             heir.io_carry[device] = four([a + b for a, b in zip(old, owed, strict=True)])
 
 
-def _around(rows: Mapping[int, Row], row: Row, can_tell: Callable[[Row], bool]) -> Row | None:
+def _around(rows: Mapping[int, Row], enclosing_id: int, can_tell: Callable[[Row], bool]) -> Row | None:
     """The nearest enclosing unit that can tell the quantity at all, so that it includes the inner one's."""
-    while row.usage.cgroup_id != ROOT_ID:
-        row = rows.get(row.enclosing_id) or rows[ROOT_ID]
+    while True:
+        row = rows.get(enclosing_id) or rows[ROOT_ID]
         if can_tell(row):
             return row
-    return None
+        if row.usage.cgroup_id == ROOT_ID:
+            return None
+        enclosing_id = row.enclosing_id
 
 
 def _counts(index: int) -> Callable[[Row], bool]:
@@ -105,5 +108,6 @@ def _counts_io(row: Row) -> bool:
     return row.state.reading.io is not None
 
 
-_COUNTS = {index: _counts(index) for index in SUBTRACTED}
-_INTEGRATES = {slot: _integrates(slot) for slot in (0, 1)}
+_COUNTED = tuple((slot, COUNTER_BITS[index], _counts(index)) for slot, index in enumerate(SUBTRACTED))
+_INTEGRATES = (_integrates(0), _integrates(1))
+_MEMORY, _WORKING_SET = len(_COUNTED), len(_COUNTED) + 1

@@ -9,17 +9,20 @@ from __future__ import annotations
 import msgspec
 
 from agent.meter.memory import NS_PER_SECOND, MemoryTrack
-from agent.meter.model import COUNTER_BITS, COUNTERS, Counters, DeviceCounters, Reading
+from agent.meter.model import COUNTER_BITS, COUNTERS, Counters, DeviceCounters, End, Reading
 from wire.measures import BIT, MEASURES
 from wire.v1 import usage_pb2 as pb
 
 ROOT_ID = 1
 FOLDED_ID = 0
+NO_SAMPLE = -1
+"""Instead of a time: the reading does not tell memory, and what was sampled before stands."""
 
 SUBTRACTED = tuple(
     COUNTERS.index(name) for name in ("cpu_usage_ns", "cpu_user_ns", "cpu_system_ns", "oom_kills")
 )
 """Counters that include nested units. Throttling, pressure and peaks are a cgroup's own."""
+_SUBTRACTED_BITS = tuple(COUNTER_BITS[index] for index in SUBTRACTED)
 _CPU = COUNTERS.index("cpu_usage_ns")
 _MAY_LAG = frozenset((COUNTERS.index("cpu_user_ns"), COUNTERS.index("cpu_system_ns")))
 """The kernel scales these two to fit the usage (cputime_adjust); they may step back and then catch up."""
@@ -105,8 +108,18 @@ class Row:
     def finish(self) -> Usage:
         usage, state, after = self.usage, self.state, self.next_state
         values = usage.values
-        if self.devices is not None or any(state.carry) or state.io_carry or min(values) < 0:
+        if (
+            self.devices is not None
+            or state.carry != _NOTHING
+            or state.io_carry
+            or min(values[bit] for bit in _SUBTRACTED_BITS) < 0
+        ):
             self._settle_deficits()
+        usage.flags = self.flags
+        if self.memory[0] is None and self.memory[1] is None:
+            after.memory_carry_byte_ns = state.memory_carry_byte_ns
+            after.memory_carry_byte_seconds = state.memory_carry_byte_seconds
+            return usage
         carry = state.memory_carried_byte_ns()
         for slot, bit in enumerate((_MEMORY, _WORKING_SET, _MEMORY_ERROR)):
             total = self.memory[slot]
@@ -117,7 +130,6 @@ class Row:
             carry[slot] = total - values[bit] * NS_PER_SECOND
             usage.known |= 1 << bit
         after.carry_memory(carry)
-        usage.flags = self.flags
         return usage
 
     def _settle_deficits(self) -> None:
@@ -145,18 +157,23 @@ class Row:
 
 
 def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: int) -> Row:
-    """Difference of one unit's reading to its state, nested units still included."""
+    """Difference of one unit's reading to its state, nested units still included. `boottime_ns` is when its memory
+    was as it says.
+    """
     before, memory = state.reading, state.memory
     values = [0] * _MEASURE_COUNT
     known, flags, counters = _count(values, before.counters, reading.counters)
     known_io, flags_io, devices, io = _count_io(values, before.io, reading.io)
-    memory.add(
-        boottime_ns,
-        reading.memory_current_bytes,
-        reading.memory_inactive_file_bytes,
-        reading.pids_current,
-        longest_gap_ns,
-    )
+    if boottime_ns != NO_SAMPLE:
+        memory.add(
+            boottime_ns,
+            reading.memory_current_bytes,
+            reading.memory_inactive_file_bytes,
+            reading.pids_current,
+            longest_gap_ns,
+        )
+    else:
+        memory.stop()
     known |= known_io | _peaks(values, memory, before, reading)
     flags |= flags_io
     if memory.estimated and memory.byte_ns is not None:
@@ -169,6 +186,7 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
 def ended(state: UnitState) -> Row:
     """The last row of a unit whose end nobody saw: what memory was sampled since its last reading."""
     reading = state.reading
+    state.memory.stop()
     values = [0] * _MEASURE_COUNT
     known = sum(1 << COUNTER_BITS[i] for i, value in enumerate(reading.counters) if value is not None)
     if reading.io is not None:
@@ -176,6 +194,17 @@ def ended(state: UnitState) -> Row:
     known |= _peaks(values, state.memory, reading, reading)
     flags = pb.ROW_FLAG_FINAL | pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_PARTIAL
     return _row(state, reading, flags, known, values, {})
+
+
+def at_end(state: UnitState, end: End, longest_gap_ns: int) -> Row:
+    """The row of a unit that was removed: its memory until then, its other counters as far as they are final."""
+    reading = end.reading
+    has_memory = reading.memory_current_bytes is not None
+    row = raw(state, reading, end.removed_boottime_ns if has_memory else NO_SAMPLE, longest_gap_ns)
+    row.flags |= int(pb.ROW_FLAG_PARTIAL)
+    if end.released:
+        row.flags |= int(pb.ROW_FLAG_FINAL)
+    return row
 
 
 def _row(
@@ -268,13 +297,16 @@ def _count_io(
 def _peaks(values: list[int], memory: MemoryTrack, before: Reading, reading: Reading) -> int:
     """Set the maxima within the interval and return their bits. A lifetime peak counts only if it rose."""
     known = 0
-    for bit, sampled, old, new in (
-        (_MEMORY_PEAK, memory.peak_bytes, before.memory_peak_bytes, reading.memory_peak_bytes),
-        (_PIDS_PEAK, memory.pids_peak, before.pids_peak, reading.pids_peak),
-    ):
-        if sampled is not None:
-            values[bit] = max(sampled, new) if new is not None and old is not None and new > old else sampled
-            known |= 1 << bit
+    sampled = memory.peak_bytes
+    if sampled is not None:
+        old, new = before.memory_peak_bytes, reading.memory_peak_bytes
+        values[_MEMORY_PEAK] = sampled if new is None or old is None or new <= old else max(sampled, new)
+        known = 1 << _MEMORY_PEAK
+    sampled = memory.pids_peak
+    if sampled is not None:
+        old, new = before.pids_peak, reading.pids_peak
+        values[_PIDS_PEAK] = sampled if new is None or old is None or new <= old else max(sampled, new)
+        known |= 1 << _PIDS_PEAK
     return known
 
 
@@ -298,6 +330,11 @@ def _io_deltas(
 def first_state(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
     memory = MemoryTrack(boottime_ns, reading.memory_current_bytes, reading.memory_inactive_file_bytes)
     return UnitState(reading, memory, tenant, opened=False)
+
+
+def says_nothing(usage: Usage) -> bool:
+    """Whether the row of a removed unit can be left out: it used nothing more, and its last row is yet to come."""
+    return not (usage.opens or usage.flags & pb.ROW_FLAG_FINAL or any(usage.values))
 
 
 def born(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:

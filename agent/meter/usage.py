@@ -23,9 +23,24 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.meter.interval import Cadence, Interval, interval_between
-from agent.meter.model import Reading, Snapshot
+from agent.meter.model import End, ProbeMark, Reading, Snapshot
 from agent.meter.nesting import hand_over, hand_up_carries, subtract_nested
-from agent.meter.rows import FOLDED_ID, ROOT_ID, Row, UnitState, Usage, add, born, ended, first_state, raw
+from agent.meter.network import NETWORK_BITS, NETWORK_KNOWN, Gains, NetworkBase, gains
+from agent.meter.rows import (
+    FOLDED_ID,
+    ROOT_ID,
+    Row,
+    UnitState,
+    Usage,
+    add,
+    at_end,
+    born,
+    ended,
+    first_state,
+    raw,
+    says_nothing,
+)
+from agent.meter.watch import covered, losses
 from wire.v1 import usage_pb2 as pb
 
 MAX_KEPT_UNSEEN = 50_000
@@ -51,6 +66,8 @@ class Stretch(msgspec.Struct, array_like=True):
     usages: list[Usage]
     host_cpu_usage_ns: int
     cpu_deficit_ns: int
+    coverage: int = 0
+    """Bits of Coverage that depend on the interval: what the kernel probes saw from its start to its end."""
 
 
 class Baseline(msgspec.Struct):
@@ -71,6 +88,12 @@ class Baseline(msgspec.Struct):
     gaps: list[Gap] = []
     complete: bool = True
     """Whether the snapshot held every unit of its moment, so that an unknown one was born since."""
+    seen_boottime_ns: int = 0
+    """Cgroups born before this instant have been in a snapshot."""
+    closed: list[int] = []
+    """Units whose last row has been made and whose end the kernel probes still show: it is billed 0 from now on."""
+    network: NetworkBase | None = None
+    probes: ProbeMark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +127,15 @@ def begin(snapshot: Snapshot, sources: str, tenant_of: TenantOf, gaps: list[Gap]
         end_unix_ns=snapshot.wall_unix_ns,
         sources=sources,
         root=first_state(snapshot.root, tenant_of(snapshot.root), snapshot.boottime_ns),
-        units={r.cgroup_id: first_state(r, tenant_of(r), snapshot.boottime_ns) for r in snapshot.units},
+        units={
+            reading.cgroup_id: first_state(reading, tenant_of(reading), snapshot.boottime_ns)
+            for reading in (*snapshot.units, *(end.reading for end in snapshot.ends if end.removal_seen))
+        },
         gaps=gaps,
         complete=snapshot.complete,
+        seen_boottime_ns=snapshot.seen_boottime_ns,
+        network=gains(None, snapshot.networks, snapshot.wall_unix_ns).after,
+        probes=snapshot.probes,
     )
 
 
@@ -174,37 +203,19 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
         snapshot.wall_unix_ns,
         cadence,
     )
-    gap_ns = cadence.longest_sample_gap_ns
-
-    states: dict[int, UnitState] = {}
-    rows: dict[int, Row] = {}
-    for reading in (*snapshot.units, snapshot.root):
-        known_as = previous.root if reading.cgroup_id == ROOT_ID else previous.units.get(reading.cgroup_id)
-        if known_as is not None:
-            state = known_as
-        elif previous.complete:
-            state = born(reading, tenant_of(reading), previous.boottime_ns)
-        else:
-            state = first_state(reading, tenant_of(reading), snapshot.boottime_ns)
-        row = raw(state, reading, snapshot.boottime_ns, gap_ns)
-        if known_as is None:
-            row.flags |= pb.ROW_FLAG_PARTIAL
-        rows[reading.cgroup_id] = row
-        states[reading.cgroup_id] = row.next_state
-    unseen = [state for cgroup_id, state in previous.units.items() if cgroup_id not in states]
-    if not snapshot.complete:
-        # Not seen is not ended when something could not be looked at: what comes back must go on from its
-        # last counters, never from zero.
-        unseen.sort(key=lambda state: state.memory.boottime_ns)
-        kept = unseen[-MAX_KEPT_UNSEEN:]
-        states |= {state.reading.cgroup_id: state for state in kept}
-        unseen = unseen[:-MAX_KEPT_UNSEEN]
-    for state in unseen:
-        rows[state.reading.cgroup_id] = ended(state)
+    rows, states = _living(previous, snapshot, tenant_of, cadence)
+    closed = _add_ends(previous, snapshot, tenant_of, cadence, rows, states)
+    _add_unseen(previous, snapshot, rows, states, frozenset(closed))
+    traffic = gains(previous.network, snapshot.networks, interval.end_unix_ns)
+    if snapshot.networks:
+        _add_traffic(traffic, rows)
 
     subtract_nested(rows, snapshot.nested_oom_kills)
     usages = [row.finish() for row in rows.values()]
     hand_up_carries(rows, states)
+    if snapshot.ends:
+        removed = {end.reading.cgroup_id for end in snapshot.ends}
+        usages = [usage for usage in usages if usage.cgroup_id not in removed or not says_nothing(usage)]
 
     for cgroup_id, state in states.items():
         if cgroup_id in previous.units or cgroup_id == ROOT_ID:
@@ -219,18 +230,150 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
         root=root,
         units=states,
         complete=snapshot.complete,
+        seen_boottime_ns=previous.seen_boottime_ns if snapshot.ends_wait else snapshot.seen_boottime_ns,
+        closed=closed,
+        network=traffic.after,
+        probes=snapshot.probes,
     )
+    lost = losses(previous.probes, [*snapshot.unloaded, *([snapshot.probes] if snapshot.probes else [])])
     stretch = Stretch(
         boot_id=snapshot.boot_id,
         interval=interval,
         usages=usages,
         host_cpu_usage_ns=rows[ROOT_ID].host_cpu_ns,
         cpu_deficit_ns=-sum(s.carry[0] for s in (root, *states.values())),
+        coverage=covered(previous.probes, snapshot.probes, lost),
     )
+    gaps = [*previous.gaps, *_probe_gaps(lost, traffic.lost, interval)]
     stretches = [*previous.held, stretch]
     if previous.held and previous.held[-1].boot_id == snapshot.boot_id:
         stretches[-2:] = [_merge(previous.held[-1], stretch, cadence)]
-    return Outcome(stretches, _few(previous.gaps), baseline)
+    return Outcome(stretches, _few(gaps), baseline)
+
+
+def _living(
+    previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: Cadence
+) -> tuple[dict[int, Row], dict[int, UnitState]]:
+    """Rows and next states of the root and of the units that live."""
+    rows: dict[int, Row] = {}
+    states: dict[int, UnitState] = {}
+    for reading in (*snapshot.units, snapshot.root):
+        known_as = previous.root if reading.cgroup_id == ROOT_ID else previous.units.get(reading.cgroup_id)
+        if known_as is not None:
+            state = known_as
+        elif previous.complete:
+            state = born(reading, tenant_of(reading), previous.boottime_ns)
+        else:
+            state = first_state(reading, tenant_of(reading), snapshot.boottime_ns)
+        row = raw(state, reading, snapshot.boottime_ns, cadence.longest_sample_gap_ns)
+        if known_as is None:
+            row.flags |= pb.ROW_FLAG_PARTIAL
+        rows[reading.cgroup_id] = row
+        states[reading.cgroup_id] = row.next_state
+    return rows, states
+
+
+def _add_ends(
+    previous: Baseline,
+    snapshot: Snapshot,
+    tenant_of: TenantOf,
+    cadence: Cadence,
+    rows: dict[int, Row],
+    states: dict[int, UnitState],
+) -> list[int]:
+    """Rows of the units that were removed. One that is released leaves the baseline; until whoever recorded the
+    end has been told to forget it, its id is among the closed ones, which are returned.
+    """
+    closed = []
+    already = frozenset(previous.closed)
+    for end in snapshot.ends:
+        reading = end.reading
+        cgroup_id = reading.cgroup_id
+        state = previous.units.get(cgroup_id)
+        if cgroup_id in already or (state is None and not _is_new(previous, end)):
+            # Billed as far as it ever will be: its last row was made here, or nobody saw its end come and the
+            # rest is in the row around it.
+            if end.released:
+                closed.append(cgroup_id)
+            continue
+        if state is None:
+            since = max(previous.boottime_ns, end.born_boottime_ns)
+            state = born(reading, tenant_of(reading), since)
+            state.memory.estimated = True
+        row = at_end(state, end, cadence.longest_sample_gap_ns)
+        rows[cgroup_id] = row
+        if end.released:
+            closed.append(cgroup_id)
+        else:
+            states[cgroup_id] = row.next_state
+    return closed
+
+
+def _is_new(previous: Baseline, end: End) -> bool:
+    """Whether a unit the baseline does not know was born after it, so that it counts from zero. If it was not, its
+    last row has been made already.
+    """
+    if not end.removal_seen:
+        return False
+    if end.born_boottime_ns:
+        return end.born_boottime_ns >= (previous.seen_boottime_ns or previous.boottime_ns)
+    # Born before the probes were loaded, which was after the last reading.
+    return previous.complete and end.load_id > previous.boottime_ns
+
+
+def _add_unseen(
+    previous: Baseline,
+    snapshot: Snapshot,
+    rows: dict[int, Row],
+    states: dict[int, UnitState],
+    closed: frozenset[int],
+) -> None:
+    """Last rows of the units that are in no part of the snapshot."""
+    unseen = [
+        state
+        for cgroup_id, state in previous.units.items()
+        if cgroup_id not in states and cgroup_id not in closed
+    ]
+    if not snapshot.complete:
+        # Not seen is not ended when something could not be looked at: what comes back must go on from its
+        # last counters, never from zero.
+        unseen.sort(key=lambda state: state.memory.boottime_ns)
+        kept = unseen[-MAX_KEPT_UNSEEN:]
+        states |= {state.reading.cgroup_id: state for state in kept}
+        unseen = unseen[:-MAX_KEPT_UNSEEN]
+    for state in unseen:
+        rows[state.reading.cgroup_id] = ended(state)
+
+
+def _add_traffic(traffic: Gains, rows: dict[int, Row]) -> None:
+    """What lies in no unit is the host's. Own traffic only, so nothing is taken off for nested units."""
+    for row in rows.values():
+        row.usage.known |= NETWORK_KNOWN
+    for unit_id, total in traffic.by_unit.items():
+        values = (rows.get(unit_id) or rows[ROOT_ID]).usage.values
+        for bit, amount in zip(NETWORK_BITS, total, strict=True):
+            values[bit] += amount
+
+
+def _probe_gaps(lost: dict[str, int], network: NetworkBase | None, interval: Interval) -> list[Gap]:
+    start, end = interval.start_unix_ns, interval.end_unix_ns
+    gaps = [
+        Gap(
+            start,
+            end,
+            pb.GAP_REASON_KERNEL_OVERFLOW,
+            count,
+            f"{kind}: the kernel side had no room for {count}",
+        )
+        for kind, count in sorted(lost.items())
+    ]
+    if network is not None:
+        since = min(network.read_unix_ns, end)
+        detail = (
+            "probes were loaded anew while no agent read the old ones: traffic and ends since are not known"
+        )
+        gaps.append(Gap(since, end, pb.GAP_REASON_SOURCE_CHANGED, len(network.entries), detail))
+    return gaps
 
 
 def hold(outcome: Outcome, fold_ended: bool) -> Baseline:
@@ -329,4 +472,5 @@ def _merge(earlier: Stretch, later: Stretch, cadence: Cadence) -> Stretch:
         usages=list(merged.values()),
         host_cpu_usage_ns=earlier.host_cpu_usage_ns + later.host_cpu_usage_ns,
         cpu_deficit_ns=later.cpu_deficit_ns,
+        coverage=earlier.coverage & later.coverage,
     )

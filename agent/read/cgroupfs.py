@@ -5,6 +5,9 @@ Strategy. A walk finds units: it lists only directories that can contain new one
 gone fails with ENODEV, and the unit is simply no longer in the snapshot. The inode of a cgroup directory
 is its cgroup id (kernfs), so a directory made anew under the same path is another unit.
 
+Where the kernel probes walk the cgroups themselves, a unit's row replaces the files it knows the content of, field by
+field, and ids that come and go replace the walk over directories; which is made all the same now and then.
+
 Bounds: at most `max_open_files` descriptors are kept, beyond that files are opened for each read; at most
 MAX_UNITS units and MAX_DEPTH levels are walked, and what lies beyond makes the snapshot incomplete.
 """
@@ -14,12 +17,18 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from agent.meter.model import MemorySample, Reading, Role, Snapshot
+from agent.meter.model import DeviceCounters, MemorySample, ProbeMark, Reading, Role, Snapshot
 from agent.read import parse
 from agent.read.plan import Plan
+from agent.read.probes import as_files
+from agent.read.probes.bpf import BpfError
+from agent.read.probes.ends import Ends, Seen
+from agent.read.probes.reader import Probes
+from agent.read.probes.records import FLAGS, LEVEL, PARENT_ID, Knows, RawRow
+from agent.read.probes.units import UnitPaths
 from agent.read.procfs import boot_id, cpu_total_ns
 
 MAX_UNITS = 50_000
@@ -29,9 +38,15 @@ MAX_FILE_BYTES = 1 << 20
 ROOT_ID = 1
 RETRY_MISSING_EVERY = 30
 """Readings between two looks for a file that was not there (a controller enabled later)."""
+WALK_DIRECTORIES_EVERY = 60
+"""Readings, where the probes tell of births and ends: to find what they may have had no room for."""
 
 _GONE = frozenset((errno.ENODEV, errno.ENOENT))
 _ABSENT = frozenset((errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL))
+_ROW_CPU, _ROW_MEMORY, _ROW_PIDS, _ROW_PRESSURE = (
+    int(bit) for bit in (Knows.CPU, Knows.MEMORY, Knows.PIDS, Knows.PRESSURE)
+)
+_ROW_USUAL = _ROW_CPU | _ROW_MEMORY | _ROW_PIDS | _ROW_PRESSURE
 
 RoleOf = Callable[[str, bool], Role]
 
@@ -48,7 +63,7 @@ class _File:
 
 
 class _Unit:
-    __slots__ = ("cgroup_id", "enclosing_id", "files", "path", "role")
+    __slots__ = ("cgroup_id", "enclosing_id", "files", "no_files_until", "path", "role")
 
     def __init__(self, cgroup_id: int, path: str, enclosing_id: int, role: Role) -> None:
         self.cgroup_id = cgroup_id
@@ -56,18 +71,31 @@ class _Unit:
         self.enclosing_id = enclosing_id
         self.role = role
         self.files: tuple[_File | None, ...] = ()
+        self.no_files_until = 0
+        """Until that reading none of _FILES_BESIDE_ROWS is worth a look."""
 
 
 # Slots of _Unit.files.
 _CPU, _CPU_USER, _CPU_SYSTEM, _THROTTLE, _MEMORY, _MEMORY_STAT, _MEMORY_PEAK, _MEMORY_LIMIT = range(8)
 _OOM, _IO, _IO_OPS, _PIDS, _PIDS_PEAK, _PSI_CPU, _PSI_MEMORY, _PSI_IO = range(8, 16)
 
+_FILES_BESIDE_ROWS = (_THROTTLE, _MEMORY, _IO, _PIDS)
+"""The first file of each controller that may be mounted as v1, or that a row does not hold the content of."""
+
 
 class CgroupReader:
     """Reads every unit of one host by one plan. Not thread-safe; one owner."""
 
-    def __init__(self, plan: Plan, role: RoleOf, max_open_files: int = 60_000) -> None:
+    def __init__(
+        self, plan: Plan, role: RoleOf, max_open_files: int = 60_000, probes: Probes | None = None
+    ) -> None:
         self._plan = plan
+        self.probes = probes or Probes(None)
+        self._paths = UnitPaths(role)
+        self._ends = Ends(self.probes, self._paths)
+        self._walked: frozenset[int] = frozenset()
+        """Ids of the last snapshot that was walked by the probes."""
+        self._forgettable: list[int] = []
         self._tree_prefix = f"{plan.tree}/"
         self._role = role
         self._max_open = max_open_files
@@ -80,34 +108,58 @@ class CgroupReader:
         self._root = _Unit(ROOT_ID, "/", ROOT_ID, Role.UNIT)
         self._root.files = self._files("", root=True)
 
-    def read(self) -> Snapshot:
-        """A snapshot of every unit. Units are read before the root, whose counters so cover theirs."""
+    def read(self, known: frozenset[int] | None = None) -> Snapshot:
+        """A snapshot of every unit. Living units are read first, then ends, and the root last, whose counters so
+        cover theirs. `known`: ids of units that were in an earlier snapshot and have not ended since, if there
+        was one.
+        """
         self._round += 1
         self._complete = True
-        self._discover()
-        units = []
+        begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        rows = self._rows()
+        self._discover(rows)
+        units: dict[int, Reading] = {}
         # Inner units come after the ones around them in the walk; reading backwards reads them first.
-        for unit in reversed(list(self._units.values())):
-            reading = self._reading(unit)
+        for cgroup_id, unit in reversed(list(self._units.items())):
+            reading = self._reading(unit, rows.get(cgroup_id) if rows is not None else None)
             if reading is None:
                 self._forget(unit)
             else:
-                units.append(reading)
+                units[cgroup_id] = reading
+        seen = self._see(units, known, rows)
+        mark, unloaded = self._marks()
         root = self._root_reading()
+        self.probes.settle()
         return Snapshot(
             boot_id=boot_id(self._plan.proc_root),
             boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             wall_unix_ns=time.time_ns(),
             root=root,
-            units=units,
+            units=list(units.values()),
             complete=self._complete,
             nested_oom_kills=self._plan.memory_v2,
+            ends=seen.ends,
+            seen_boottime_ns=begun,
+            ends_wait=seen.deferred,
+            networks=seen.networks,
+            probes=mark,
+            unloaded=unloaded,
         )
+
+    def forget_ends(self, closed: Iterable[int]) -> int:
+        """What was read last is durable: the kernel may forget the ends of these units, and what else ended."""
+        try:
+            return self.probes.forget([*closed, *self._forgettable])
+        except BpfError as error:
+            self.probes.drop(error)
+            return 0
 
     def sample_memory(self) -> list[MemorySample]:
         """Memory and pids of the host and the units of the last walk, by the descriptors at hand."""
         out = []
         for unit in (*self._units.values(), self._root):
+            if unit.no_files_until > self._round:
+                continue
             files = unit.files
             has_memory = self._there(files[_MEMORY])
             has_pids = unit is not self._root and self._there(files[_PIDS])
@@ -123,6 +175,7 @@ class CgroupReader:
         return out
 
     def close(self) -> None:
+        """The probes stay open: they are their owner's."""
         for unit in (*self._units.values(), self._root):
             self._close_files(unit)
         self._units.clear()
@@ -131,7 +184,82 @@ class CgroupReader:
     def open_files(self) -> int:
         return self._open
 
-    def _discover(self) -> None:
+    def _rows(self) -> dict[int, RawRow] | None:
+        """What the probes saw walking all cgroups just now."""
+        if not self._plan.tree_is_v2:
+            return None
+        self.probes.look()
+        try:
+            if not self.probes.flushes_by_itself:
+                # Reading it has the kernel settle the counters of all that lies below.
+                for entry in os.scandir(self._plan.tree):
+                    if entry.is_dir(follow_symlinks=False):
+                        self._text(_File(f"{entry.path}/cpu.stat"))
+            return self.probes.rows()
+        except (BpfError, OSError):
+            return None
+
+    def _see(
+        self, units: dict[int, Reading], known: frozenset[int] | None, rows: dict[int, RawRow] | None
+    ) -> Seen:
+        """Ends and traffic. Units that turn out to have ended leave the living ones."""
+        living = {cgroup_id: reading.path for cgroup_id, reading in units.items()}
+        try:
+            seen = self._ends.read(living, known, rows, self._complete)
+        except BpfError as error:
+            # Whoever ended is not seen now, and must not be taken for lost.
+            self._complete = False
+            self.probes.drop(error)
+            return Seen()
+        for end in seen.ends:
+            if units.pop(end.reading.cgroup_id, None) is not None:
+                self._forget(self._units[end.reading.cgroup_id])
+        self._forgettable = seen.forgettable
+        return seen
+
+    def _marks(self) -> tuple[ProbeMark | None, list[ProbeMark]]:
+        try:
+            return self.probes.marks()
+        except BpfError as error:
+            self.probes.drop(error)
+            return None, []
+
+    def _discover(self, rows: dict[int, RawRow] | None) -> None:
+        due = self._round % WALK_DIRECTORIES_EVERY == 1
+        if rows is None or due or not self.probes.watches_ends or not self._follow(rows):
+            self._walk_directories()
+        self._walked = frozenset(rows or ())
+
+    def _follow(self, rows: dict[int, RawRow]) -> bool:
+        """Take up the units born since the last walk of the probes; False if somebody's birth is not known."""
+        born = rows.keys() - self._walked
+        for cgroup_id in sorted(born, key=lambda i: rows[i][LEVEL]):
+            if cgroup_id in self._units:
+                continue
+            try:
+                birth = self.probes.birth(cgroup_id)
+            except BpfError:
+                return False
+            if birth is None or birth.flags & Knows.PATH_CUT or birth.level > MAX_DEPTH:
+                return False
+            if self._paths.is_unit(birth.path):
+                if len(self._units) >= MAX_UNITS:
+                    return False
+                parent_id = birth.parent_id
+                while parent_id not in self._units and parent_id in rows:
+                    parent_id = rows[parent_id][PARENT_ID]
+                enclosing_id = parent_id if parent_id in self._units else ROOT_ID
+                role = self._role(birth.path, enclosing_id != ROOT_ID)
+                unit = _Unit(cgroup_id, birth.path, enclosing_id, role)
+                unit.files = self._files(birth.path)
+                self._units[cgroup_id] = unit
+        for cgroup_id in self._walked - rows.keys():
+            unit_gone = self._units.get(cgroup_id)
+            if unit_gone is not None:
+                self._forget(unit_gone)
+        return True
+
+    def _walk_directories(self) -> None:
         found: dict[int, _Unit] = {}
         base = str(self._plan.tree)
         stack: list[tuple[str, bool, int, int]] = [("", False, ROOT_ID, 0)]
@@ -222,56 +350,28 @@ class CgroupReader:
             put(slot, plan.pressure, f"{resource}.pressure")
         return tuple(files)
 
-    def _reading(self, unit: _Unit) -> Reading | None:
-        """The unit's reading, or None when its cgroup has ended."""
-        files, plan, text = unit.files, self._plan, self._text
+    def _reading(self, unit: _Unit, row: RawRow | None) -> Reading | None:
+        """The unit's reading, or None when its cgroup has ended. What the row knows is not read from files."""
+        knows = 0
+        told: tuple[int | None, ...] = ()
+        if row is not None:
+            knows, told = row[FLAGS], as_files.counters(row)
+            if knows & _ROW_USUAL == _ROW_CPU | _ROW_PRESSURE and unit.no_files_until > self._round:
+                return Reading(unit.cgroup_id, unit.path, unit.enclosing_id, told)
+        files = unit.files
         try:
-            cpu_text = text(files[_CPU])
-            if cpu_text is None and not os.path.isdir(f"{plan.tree}{unit.path}"):
+            cpu = self._cpu(unit, told[:6] if knows & _ROW_CPU else None)
+            if cpu is None:
                 return None
-            if plan.tree_is_v2:
-                usage, user, system, periods, throttled, throttled_ns = parse.cpu_stat(cpu_text)
-            else:
-                usage = parse.number(cpu_text)
-                user, system = parse.number(text(files[_CPU_USER])), parse.number(text(files[_CPU_SYSTEM]))
-                periods = throttled = throttled_ns = None
-            if periods is None and self._there(files[_THROTTLE]):
-                stat = parse.keyed(text(files[_THROTTLE]))
-                periods, throttled = stat.get(b"nr_periods"), stat.get(b"nr_throttled")
-                throttled_ns = stat.get(b"throttled_time")
-            oom = memory = inactive = peak = limit = None
-            if self._there(files[_MEMORY]) and (memory_text := text(files[_MEMORY])) is not None:
-                memory = parse.number(memory_text)
-                inactive = self._inactive(files)
-                peak = parse.number(text(files[_MEMORY_PEAK]))
-                limit = parse.limit(text(files[_MEMORY_LIMIT]))
-                oom = parse.field(text(files[_OOM]), b"oom_kill")
-            io = None
-            if self._there(files[_IO]) and (io_text := text(files[_IO])) is not None:
-                io = parse.io_v2(io_text) if plan.io_v2 else parse.io_v1(io_text, text(files[_IO_OPS]))
-                if io is None:
-                    # The file is there and empty: no device has been used yet. It counts from here.
-                    io = {}
-            pids = pids_peak = None
-            if self._there(files[_PIDS]) and (pids_text := text(files[_PIDS])) is not None:
-                pids, pids_peak = parse.number(pids_text), parse.number(text(files[_PIDS_PEAK]))
-            return Reading(
+            memory, inactive, peak, limit, kills = self._memory(files, row if knows & _ROW_MEMORY else None)
+            pids, pids_peak = self._pids(files, row if knows & _ROW_PIDS else None)
+            pressure = told[7:] if knows & _ROW_PRESSURE else self._pressure(files)
+            reading = Reading(
                 unit.cgroup_id,
                 unit.path,
                 unit.enclosing_id,
-                (
-                    usage,
-                    user,
-                    system,
-                    periods,
-                    throttled,
-                    throttled_ns,
-                    oom,
-                    *parse.pressure(text(files[_PSI_CPU])),
-                    *parse.pressure(text(files[_PSI_MEMORY])),
-                    *parse.pressure(text(files[_PSI_IO])),
-                ),
-                parse.whole_devices(io),
+                (*cpu, kills, *pressure),
+                self._io(files),
                 memory,
                 inactive,
                 peak,
@@ -281,6 +381,65 @@ class CgroupReader:
             )
         except _Gone:
             return None
+        unit.no_files_until = min(
+            f.missing_until for slot in _FILES_BESIDE_ROWS if (f := files[slot]) is not None
+        )
+        return reading
+
+    def _cpu(self, unit: _Unit, told: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+        """Usage, user, system; periods, throttled periods, throttled time. None: the cgroup has ended."""
+        files, text = unit.files, self._text
+        if told is not None:
+            cpu = told
+        else:
+            cpu_text = text(files[_CPU])
+            if cpu_text is None and not os.path.isdir(f"{self._plan.tree}{unit.path}"):
+                return None
+            if self._plan.tree_is_v2:
+                cpu = parse.cpu_stat(cpu_text)
+            else:
+                user, system = parse.number(text(files[_CPU_USER])), parse.number(text(files[_CPU_SYSTEM]))
+                cpu = (parse.number(cpu_text), user, system, None, None, None)
+        if cpu[3] is None and self._there(files[_THROTTLE]):
+            stat = parse.keyed(text(files[_THROTTLE]))
+            cpu = (*cpu[:3], stat.get(b"nr_periods"), stat.get(b"nr_throttled"), stat.get(b"throttled_time"))
+        return cpu
+
+    def _memory(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, ...]:
+        """Current, inactive file, peak, limit; OOM kills."""
+        if row is not None and self._plan.memory_v2:
+            memory, peak, limit = as_files.memory(row)
+            return memory, self._inactive(files), peak, limit, as_files.counters(row)[6]
+        text = self._text
+        if not self._there(files[_MEMORY]) or (memory_text := text(files[_MEMORY])) is None:
+            return None, None, None, None, None
+        return (
+            parse.number(memory_text),
+            self._inactive(files),
+            parse.number(text(files[_MEMORY_PEAK])),
+            parse.limit(text(files[_MEMORY_LIMIT])),
+            parse.field(text(files[_OOM]), b"oom_kill"),
+        )
+
+    def _io(self, files: tuple[_File | None, ...]) -> dict[str, DeviceCounters] | None:
+        if not self._there(files[_IO]) or (io_text := self._text(files[_IO])) is None:
+            return None
+        v2 = self._plan.io_v2
+        io = parse.io_v2(io_text) if v2 else parse.io_v1(io_text, self._text(files[_IO_OPS]))
+        # The file is there and empty: no device has been used yet. It counts from here.
+        return {} if io is None else parse.whole_devices(io)
+
+    def _pids(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, int | None]:
+        if row is not None and self._plan.pids_v2:
+            return as_files.pids(row)
+        if not self._there(files[_PIDS]) or (pids_text := self._text(files[_PIDS])) is None:
+            return None, None
+        return parse.number(pids_text), parse.number(self._text(files[_PIDS_PEAK]))
+
+    def _pressure(self, files: tuple[_File | None, ...]) -> tuple[int | None, ...]:
+        text, pressure = self._text, parse.pressure
+        cpu, memory = pressure(text(files[_PSI_CPU])), pressure(text(files[_PSI_MEMORY]))
+        return *cpu, *memory, *pressure(text(files[_PSI_IO]))
 
     def _there(self, file: _File | None) -> bool:
         """Whether a controller's first file is worth a look: its others are absent where it is."""
@@ -291,7 +450,7 @@ class CgroupReader:
         return parse.field(self._text(files[_MEMORY_STAT]), key)
 
     def _root_reading(self) -> Reading:
-        reading = self._reading(self._root)
+        reading = self._reading(self._root, None)
         assert reading is not None, "the root cgroup does not end"
         counters = list(reading.counters)
         if self._plan.root_cpuacct is not None:

@@ -11,8 +11,8 @@ import re
 from agent.meter.model import DeviceCounters
 
 _MAX_COUNTER = (1 << 64) - 1
-_V1_UNLIMITED = 1 << 62
-"""v1 prints "no limit" as the largest page-aligned long (PAGE_COUNTER_MAX * page size)."""
+_UNLIMITED = 1 << 62
+"""The kernel keeps "no limit" as the largest page-aligned long (PAGE_COUNTER_MAX * page size), and v1 prints it."""
 
 _IO_KEYS = (b"rbytes", b"wbytes", b"rios", b"wios")
 
@@ -44,8 +44,12 @@ def number(text: bytes | None) -> int | None:
 
 def limit(text: bytes | None) -> int | None:
     """A memory limit; None where there is no limit."""
-    value = number(text)
-    return None if value is None or value >= _V1_UNLIMITED else value
+    return limit_of(number(text))
+
+
+def limit_of(value: int | None) -> int | None:
+    """A memory limit in bytes; None where it is none."""
+    return None if value is None or value >= _UNLIMITED else value
 
 
 def keyed(text: bytes | None) -> dict[bytes, int]:

@@ -97,8 +97,10 @@ def make(facts: HostFacts, hierarchy: str = "auto") -> Plan:
     )
 
 
-def unseen(facts: HostFacts, plan: Plan) -> tuple[str, ...]:
-    """What cannot be seen on this host and why, as sentences for `doctor`, `status` and the demo."""
+def unseen(facts: HostFacts, plan: Plan, without_probes: str) -> tuple[str, ...]:
+    """What cannot be seen on this host and why, as sentences for `doctor`, `status` and the demo. `without_probes`:
+    why there are no kernel probes, or empty.
+    """
     out = []
     if not (plan.memory_v1 or (plan.memory_v2 and "memory" in facts.v2_controllers)):
         out.append("memory: the memory controller is not available in the cgroup hierarchy")
@@ -108,8 +110,9 @@ def unseen(facts: HostFacts, plan: Plan) -> tuple[str, ...]:
         out.append("pressure: the kernel was built or booted without PSI (boot with psi=1)")
     if not plan.root_cpuacct:
         out.append("host total: the root is counted by the timer tick only; units are exact")
-    out.append("network: needs the kernel probes, which this release does not have")
-    out.append("ends of containers: without probes a container's last moments are in the row around it")
+    if without_probes:
+        out.append(f"network: needs the kernel probes: {without_probes}")
+        out.append("ends of containers: without probes a container's last moments are in the row around it")
     if not facts.privileged:
         out.append("other users' container labels: not root, so runtime sockets may be closed to this user")
     return tuple(out)

@@ -1,0 +1,149 @@
+"""Ten thousand containers of a few milliseconds: each delivered exactly once, to the microsecond of the kernel's own file."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import probe_set
+from bench.cgroups import Cgroup
+from bench.probe_set import ProbeSet
+from bench.site import Site
+from collector.handoff.log import Kind, Record, scan
+from wire.v1 import usage_pb2 as pb
+
+LIVES = 10_000
+WORKERS = 4
+KILLS = 20
+
+pytestmark = [pytest.mark.chaos, pytest.mark.root, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Iterator[ProbeSet]:
+    with probe_set.loaded(tmp_path) as probes:
+        yield probes
+
+
+@pytest.fixture
+def running(site: Site, loaded: ProbeSet) -> Site:
+    site.prepare(agent={"read": {"probes_dir": str(loaded.directory)}})
+    site.start_collector()
+    site.enroll()
+    site.start_agent()
+    site.wait_metering()
+    return site
+
+
+class Lives:
+    """Third after third of the short lives, and what the kernel's file said of each."""
+
+    def __init__(self, directory: Path, ours: Cgroup) -> None:
+        self.said: dict[int, int] = {}
+        self._program = directory / "short_lives"
+        self._ours = ours
+        self._made = 0
+        source = Path(__file__).parent.parent.parent / "bench/short_lives.c"
+        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", self._program, source], check=True)
+
+    def start(self, count: int) -> subprocess.Popen[str]:
+        command = [self._program, self._ours.path, str(self._made), str(count), str(WORKERS)]
+        self._made += count
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def finish(self, process: subprocess.Popen[str]) -> None:
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0
+        for line in out.splitlines():
+            cgroup_id, usage_us = map(int, line.split())
+            assert cgroup_id not in self.said
+            self.said[cgroup_id] = usage_us * 1_000
+
+    def live(self, count: int) -> None:
+        self.finish(self.start(count))
+
+
+@pytest.fixture
+def lives(tmp_path: Path, ours: Cgroup) -> Lives:
+    return Lives(tmp_path, ours)
+
+
+def delivered(site: Site) -> tuple[dict[int, int], dict[int, int], set[int], int]:
+    """(CPU ns by cgroup, last rows by cgroup, whose tail was unseen, Σ rows - host - deficit)."""
+    # The release of a cgroup comes some time after its removal.
+    time.sleep(4)
+    assert site.stop("agent") == 0, site.journal("agent")[-2_000:]
+    assert site.stop("collector") == 0, site.journal("collector")[-2_000:]
+    cpu: dict[int, int] = defaultdict(int)
+    last: dict[int, int] = defaultdict(int)
+    unseen: set[int] = set()
+    rows = host = deficit = 0
+    for record in scan(site.directory / "collector" / "log"):
+        assert isinstance(record, Record), record
+        if record.kind is not Kind.ACCEPTED:
+            continue
+        batch = pb.UsageBatch.FromString(record.body)
+        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+            cpu[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
+            if batch.row_flags[row] & pb.ROW_FLAG_FINAL:
+                last[cgroup_id] += 1
+                if batch.row_flags[row] & pb.ROW_FLAG_TAIL_UNSEEN:
+                    unseen.add(cgroup_id)
+        rows += sum(batch.cpu_usage_ns)
+        if batch.HasField("host_totals"):
+            host += batch.host_totals.cpu_usage_ns
+            deficit = batch.host_totals.cpu_deficit_ns
+    return cpu, last, unseen, rows - host - deficit
+
+
+def check(site: Site, lives: Lives, loaded: ProbeSet) -> None:
+    cpu, last, unseen, left_over = delivered(site)
+    assert len(lives.said) == LIVES
+    missing = lives.said.keys() - cpu.keys()
+    assert not missing, f"{len(missing)} of {LIVES} were not delivered"
+    off = {i: (cpu[i], said) for i, said in lives.said.items() if abs(cpu[i] - said) > 1_000}
+    assert not off, f"{len(off)} are off: {list(off.items())[:5]}"
+    assert {i: last[i] for i in lives.said} == dict.fromkeys(lives.said, 1)
+    assert not unseen & lives.said.keys()
+    assert left_over == 0
+    status = loaded.status()
+    assert not any(count for kind, count in status["overflow"].items() if kind != "wakes")
+    # All but what other cgroups of this machine left since the last reading.
+    assert status["maps"]["tombstones"]["elements"] < LIVES / 10
+
+
+def test_every_short_life_is_delivered_once_and_exactly(
+    running: Site, lives: Lives, loaded: ProbeSet
+) -> None:
+    lives.live(LIVES)
+    check(running, lives, loaded)
+
+
+def test_what_lived_while_no_agent_ran_is_delivered_too(
+    running: Site, lives: Lives, loaded: ProbeSet
+) -> None:
+    lives.live(LIVES // 3)
+    assert running.stop("agent") == 0
+    lives.live(LIVES // 3)
+    running.start_agent()
+    lives.live(LIVES - LIVES // 3 * 2)
+    check(running, lives, loaded)
+
+
+def test_kill_nine_loses_and_repeats_nothing(running: Site, lives: Lives, loaded: ProbeSet) -> None:
+    rng = random.Random(7)
+    process = lives.start(LIVES)
+    for _ in range(KILLS):
+        time.sleep(rng.uniform(0.2, 2.5))
+        running.stop("agent", signal.SIGKILL)
+        running.start_agent()
+    running.wait_metering()
+    lives.finish(process)
+    check(running, lives, loaded)
