@@ -51,6 +51,8 @@ _MEASURE_TAGS = frozenset(
 )
 _CPU_USAGE_TAG = 32 >> 4 << 8 | 0x82
 
+_UNREADABLE = (DecodeError, ValueError, IndexError, struct.error)
+
 _TENANT_AT = (2 + 38) + 1 + 1 + 34
 """Where the tenant's field begins, but for the digits of epoch and seq: behind version and agent, the tags of
 epoch and seq, and the previous digest.
@@ -72,6 +74,14 @@ class Familiar(msgspec.Struct, frozen=True, gc=False):
     cpus: int
 
 
+class Layout(NamedTuple):
+    """The parts of a batch."""
+
+    head: bytes
+    circumstances: bytes
+    columns: bytes
+
+
 class News(NamedTuple):
     """What is new in a familiar batch. Its columns are in order; the other values were only decoded."""
 
@@ -83,6 +93,15 @@ class News(NamedTuple):
     rows: int
     cpus: int
     cpu_usage_ns: int
+
+
+def lay_out(batch: pb.UsageBatch, body: bytes) -> Layout | None:
+    """A decoded batch with rows in its parts; None if its bytes are not laid out as above."""
+    head, circumstances = _bytes_of(batch, _HEAD), _bytes_of(batch, _CIRCUMSTANCES)
+    front = head + _bytes_of(batch, _MOMENT) + circumstances
+    if not batch.containers.cgroup_id or not body.startswith(front):
+        return None
+    return Layout(head, circumstances, body[len(front) :])
 
 
 class Familiars:
@@ -109,7 +128,7 @@ class Familiars:
         try:
             moment = _moment_of(_batch_of(body[len(known.head) : end]))
             cpu_usage_ns = _columns(body[end + len(known.circumstances) :], known.rows)
-        except (DecodeError, ValueError, IndexError, struct.error):
+        except _UNREADABLE:
             return None
         its_seq, previous_digest, tenant, start, stop, duration = moment
         if (
@@ -123,19 +142,23 @@ class Familiars:
         # These values take all the bytes there are, so there is nothing else between head and circumstances.
         return News(previous_digest, tenant, start, stop, duration, known.rows, known.cpus, cpu_usage_ns)
 
-    def learn(self, batch: pb.UsageBatch, body: bytes, agent_id: AgentId, rows: int) -> None:
-        """Remember what a good batch shows of those to come, if its bytes are laid out as they should be."""
-        head, circumstances = _bytes_of(batch, _HEAD), _bytes_of(batch, _CIRCUMSTANCES)
-        if rows == 0 or not body.startswith(head + _bytes_of(batch, _MOMENT) + circumstances):
-            return
+    def learn(self, batch: pb.UsageBatch, agent_id: AgentId, layout: Layout) -> None:
+        """Remember what a good batch shows of those to come."""
         key = (agent_id, _bytes_of(batch, ("tenant",)))
-        interval_bytes = len(_bytes_of(batch, _INTERVAL))
-        familiar = Familiar(head, batch.epoch, batch.tenant, interval_bytes, circumstances, rows, batch.cpus)
+        familiar = Familiar(
+            layout.head,
+            batch.epoch,
+            batch.tenant,
+            len(_bytes_of(batch, _INTERVAL)),
+            layout.circumstances,
+            len(batch.containers.cgroup_id),
+            batch.cpus,
+        )
         before = self._known.pop(key, None)
         if before is not None:
             self._bytes -= len(before.circumstances)
         self._known[key] = familiar
-        self._bytes += len(circumstances)
+        self._bytes += len(familiar.circumstances)
         while self._bytes > self._max_bytes:
             _, oldest = self._known.popitem(last=False)
             self._bytes -= len(oldest.circumstances)
@@ -151,8 +174,16 @@ def _bytes_of(batch: pb.UsageBatch, names: Iterable[str]) -> bytes:
     return part.SerializeToString(deterministic=True)
 
 
+def columns_in_order(encoded: bytes, rows: int) -> bool:
+    """Whether the columns of a batch are so plainly in order that no number has to be looked at."""
+    try:
+        return _columns(encoded, rows) is not None
+    except _UNREADABLE:
+        return False
+
+
 def _columns(encoded: bytes, rows: int) -> int | None:
-    """Sum of cpu_usage_ns, if these are columns in order, nothing else, and have a value per row, none of them large."""
+    """Sum of cpu_usage_ns, if these are columns in order, nothing else, with a value per row, none of them large."""
     marks = encoded.translate(_IS_CONTINUATION)
     if _LARGE in marks:
         return None

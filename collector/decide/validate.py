@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 from google.protobuf.message import DecodeError
 
-from collector.decide.familiar import Familiars
+from collector.decide.familiar import Familiars, columns_in_order, lay_out
 from wire.identity import DIGEST_BYTES, AgentId, digest
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -120,16 +120,20 @@ class Validator:
             return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
         rows = len(batch.containers.cgroup_id)
         cpu_usage_ns = sum(batch.cpu_usage_ns)
+        layout = lay_out(batch, body)
+        in_order = layout is not None and columns_in_order(layout.columns, rows)
         refusal = (
             _header(batch, agent_id, epoch, seq, permitted, self.bounds, now_unix_ns)
             or _table(batch.containers, rows)
-            or _columns(batch, rows)
+            or _row_bits(batch, rows)
+            or (None if in_order else _columns(batch, rows))
             or _plausible(cpu_usage_ns, batch.cpus, batch.interval_duration_ns)
             or _side_tables(batch, rows)
         )
         if refusal is not None:
             return _no(refusal)
-        self._familiars.learn(batch, body, agent_id, rows)
+        if layout is not None:
+            self._familiars.learn(batch, agent_id, layout)
         return Checked(None, batch.tenant, rows, cpu_usage_ns, batch.previous_digest, batch.gaps)
 
 
@@ -221,9 +225,17 @@ def _table(table: pb.ContainerTable, rows: int) -> Refusal | None:
     return None
 
 
+def _row_bits(batch: pb.UsageBatch, rows: int) -> Refusal | None:
+    if rows and not batch.known:
+        return _shape("known: needs a value per row")
+    return _numbers("row_flags", batch.row_flags, rows, "rows") or _numbers(
+        "known", batch.known, rows, "rows"
+    )
+
+
 def _columns(batch: pb.UsageBatch, rows: int) -> Refusal | None:
     """Number by number."""
-    for name in (*MEASURES, "row_flags", "known"):
+    for name in MEASURES:
         refusal = _numbers(name, getattr(batch, name), rows, "rows")
         if refusal is not None:
             return refusal
@@ -234,8 +246,6 @@ def _columns(batch: pb.UsageBatch, rows: int) -> Refusal | None:
             return refusal
         if devices and not getattr(batch, name):
             return _shape(f"{name}: 0 values for {devices} devices")
-    if rows and not batch.known:
-        return _shape("known: needs a value per row")
     bound = _HOST_MEMORY_BOUND_BYTES * (batch.interval_duration_ns // _NS + 2)
     for name in _BYTE_SECONDS:
         top = max(getattr(batch, name), default=0)
