@@ -12,7 +12,7 @@ Identity comes before validation, so that a batch that was accepted once is a du
 the settings have become stricter since.
 
 Invariants. A stream is marked only in `_committed`, for what the log has synced; until then the identity is
-in `_pending`, so that a second copy on another connection waits for the first. A rejected batch is in the
+claimed, so that a second copy on another connection waits for the first. A rejected batch is in the
 log with its reason before its answer goes out, and uses its identity up; except one whose bytes are not
 what was meant (DIGEST_MISMATCH) and one whose identity belongs to another (CONFLICT). RETRY leaves no mark.
 
@@ -25,9 +25,8 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
-
-import msgspec
 
 from collector.decide import admission
 from collector.decide.dedup import Seen, StreamState
@@ -35,7 +34,7 @@ from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
 from collector.handoff.log import DurableLog, Kind, frame
 from collector.state.memory import Streams
-from collector.tally import Tally
+from collector.tally import Tally, TenantTotal
 from wire.daemon.journal import Journal
 from wire.identity import AgentId
 from wire.identity import digest as digest_of
@@ -50,6 +49,8 @@ SLOW_COMMIT_SECONDS = 2.0
 
 # Looked up once: the generated enums resolve a name in Python at every access.
 _ACCEPTED, _DUPLICATE, _RETRY = Status.STATUS_ACCEPTED, Status.STATUS_DUPLICATE, Status.STATUS_RETRY
+_NEW, _ADMITTED, _KIND_ACCEPTED = Seen.NEW, admission.Verdict.ADMITTED, Kind.ACCEPTED
+_item = attrgetter("epoch", "seq", "digest", "batch")
 
 log = Journal("collector.pipeline")
 
@@ -65,31 +66,25 @@ class Opened(NamedTuple):
     latest_epoch: int
 
 
-class _Mark(msgspec.Struct, frozen=True, gc=False):
-    """A batch to be marked in its stream once it is durable."""
-
-    state: StreamState
-    epoch: int
-    seq: int
-    digest: bytes
-    tenant: str | None
-    """None: rejected."""
-    rows: int
-    cpu_usage_ns: int
-
-
 class _Job:
     """One Delivery on its way to the disk."""
 
-    __slots__ = ("agent_id", "answers", "begun", "claims_durable", "done", "frames", "marks", "rejected")
+    __slots__ = ("accepted", "agent", "answers", "begun", "claims_durable", "done", "frames", "marks", "peer",
+                 "received_at_unix_ns", "rejected", "streams")  # fmt: skip
 
-    def __init__(self, agent_id: AgentId, done: asyncio.Future[list[pb.Answer]]) -> None:
-        self.agent_id = agent_id
+    def __init__(self, peer: Peer, done: asyncio.Future[list[pb.Answer]]) -> None:
+        self.peer = peer
         self.done = done
         self.begun = time.monotonic()
+        self.received_at_unix_ns = time.time_ns()
+        self.agent = uuid.UUID(peer.agent_id).bytes
         self.answers: list[pb.Answer] = []
         self.frames: list[bytes] = []
-        self.marks: list[_Mark] = []
+        self.streams: dict[int, StreamState] = {}
+        """By epoch: those of this Delivery."""
+        self.marks: list[tuple[StreamState, int, bytes]] = []
+        """(stream, seq, digest) of what is to be marked once it is durable."""
+        self.accepted: dict[str, TenantTotal] = {}
         self.claims_durable = False
         """Some answer says that a batch is on disk, so the disk has to be waited for."""
         self.rejected = 0
@@ -114,8 +109,6 @@ class Pipeline:
         self._admission = judge
         self._max_queued_bytes = max_queued_bytes
         self._waiting_bytes = 0
-        self._pending: dict[AgentId, dict[tuple[int, int], bytes]] = {}
-        self._agent_bytes: dict[AgentId, bytes] = {}
         self._loop = asyncio.get_running_loop()
 
     def open(self, agent_id: AgentId, hello: pb.Hello) -> Opened:
@@ -123,7 +116,7 @@ class Pipeline:
         held = [(hello.epoch, hello.oldest_seq), *((old.epoch, old.oldest_seq) for old in hello.older)]
         for epoch, oldest_seq in held:
             state = self._stream(agent_id, epoch)
-            if state.watermark + 1 < oldest_seq < MAX_VALUE and not self._pending.get(agent_id):
+            if state.watermark + 1 < oldest_seq < MAX_VALUE and not state.claims:
                 log.warning(
                     "stream_adopted",
                     agent_id=agent_id,
@@ -149,18 +142,13 @@ class Pipeline:
 
     def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
         """Judge items now; the future has one answer per item, in order, once they are durable."""
-        job = _Job(peer.agent_id, self._loop.create_future())
-        now_unix_ns = time.time_ns()
-        pending = self._pending.setdefault(peer.agent_id, {})
-        size = 0
-        for item in items:
-            body = item.batch
-            size += len(body)
-            job.answers.append(self._judge(peer, item, body, pending, job, now_unix_ns))
-        self.tally.bytes_received += size
+        job = _Job(peer, self._loop.create_future())
+        if self._waiting_bytes > self._max_queued_bytes:
+            job.answers = [self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS) for item in items]
+        else:
+            judge = self._judge
+            job.answers = [judge(job, item) for item in items]
         if not job.claims_durable:
-            if not pending:
-                del self._pending[peer.agent_id]
             self._finish(job)
             return job.done
         queued = sum(map(len, job.frames))
@@ -170,62 +158,61 @@ class Pipeline:
         self._log.append(job.frames, lambda end: loop.call_soon_threadsafe(self._committed, job, queued, end))
         return job.done
 
-    def _judge(
-        self,
-        peer: Peer,
-        item: pb.Item,
-        body: bytes,
-        pending: dict[tuple[int, int], bytes],
-        job: _Job,
-        now_unix_ns: int,
-    ) -> pb.Answer:
-        epoch, seq, digest = item.epoch, item.seq, item.digest
-        if self._waiting_bytes > self._max_queued_bytes:
-            return self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS)
-        if not 0 < seq < MAX_VALUE or not 0 < epoch < MAX_VALUE:
-            nameless = Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{epoch}/{seq}: epoch and seq count from 1")
-            return self._reject(peer, item, None, pending, job, nameless, now_unix_ns)
-        try:
-            state = self._stream(peer.agent_id, epoch)
-        except TooManyEpochs:
-            return self._retry(item, Reason.REASON_OVERLOADED, RETRY_WHEN_REPAIRED_MS)
+    def _judge(self, job: _Job, item: pb.Item) -> pb.Answer:
+        epoch, seq, digest, body = _item(item)
+        self.tally.bytes_received += len(body)
+        state = job.streams.get(epoch)
+        if state is None or not 0 < seq < MAX_VALUE:
+            if not 0 < seq < MAX_VALUE or not 0 < epoch < MAX_VALUE:
+                nameless = Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{epoch}/{seq}: epoch and seq count from 1")
+                return self._reject(job, item, None, nameless)
+            try:
+                state = job.streams[epoch] = self._stream(job.peer.agent_id, epoch)
+            except TooManyEpochs:
+                return self._retry(item, Reason.REASON_OVERLOADED, RETRY_WHEN_REPAIRED_MS)
 
         refusal = check_bytes(body, digest)
         if refusal is not None:
-            marked = None if refusal.reason == Reason.REASON_DIGEST_MISMATCH else state
-            return self._reject(peer, item, marked, pending, job, refusal, now_unix_ns)
+            meant = refusal.reason != Reason.REASON_DIGEST_MISMATCH
+            return self._reject(job, item, state if meant else None, refusal)
         seen = state.judge(seq, digest)
-        if (before := pending.get((epoch, seq))) is not None:
-            seen = Seen.DUPLICATE if before == digest else Seen.CONFLICT
-        if seen is Seen.DUPLICATE:
-            job.claims_durable = True
-            self.tally.answers["duplicate"] += 1
-            return pb.Answer(epoch=epoch, seq=seq, status=_DUPLICATE)
-        if seen is Seen.OUT_OF_WINDOW:
-            return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
-        if seen is Seen.CONFLICT:
-            conflict = Refusal(
-                Reason.REASON_IDENTITY_CONFLICT,
-                f"{epoch}/{seq} is known with another digest than {digest.hex()}",
-            )
-            return self._reject(peer, item, None, pending, job, conflict, now_unix_ns)
+        if seen is not _NEW:
+            return self._seen(job, item, seen)
 
-        checked = self.validator.check(body, peer.agent_id, epoch, seq, peer.tenants, now_unix_ns)
-        refusal = checked.refusal or self._chain(state, pending, epoch, seq, checked.previous_digest)
+        peer = job.peer
+        checked = self.validator.check(body, peer.agent_id, epoch, seq, peer.tenants, job.received_at_unix_ns)
+        refusal = checked.refusal or _chain(state, epoch, seq, checked.previous_digest)
         if refusal is not None:
-            return self._reject(peer, item, state, pending, job, refusal, now_unix_ns)
+            return self._reject(job, item, state, refusal)
 
-        verdict = self._admission.admit(
-            checked.tenant, admission.weight(len(body), checked.rows), time.monotonic_ns()
+        tenant, rows = checked.tenant, checked.rows
+        verdict = self._admission.admit(tenant, admission.weight(len(body), rows), time.monotonic_ns())
+        assert verdict is _ADMITTED, "this release has nowhere to park"
+        job.frames.extend(
+            frame(_KIND_ACCEPTED, job.received_at_unix_ns, job.agent, epoch, seq, digest, b"", body)
         )
-        assert verdict is admission.Verdict.ADMITTED, "this release has nowhere to park"
-        self._hand_off(Kind.ACCEPTED, peer.agent_id, epoch, seq, digest, b"", body, job, now_unix_ns)
-        pending[epoch, seq] = digest
-        job.marks.append(_Mark(state, epoch, seq, digest, checked.tenant, checked.rows, checked.cpu_usage_ns))
+        job.claims_durable = True
+        state.claim(seq, digest)
+        job.marks.append((state, seq, digest))
+        total = job.accepted.get(tenant)
+        if total is None:
+            total = job.accepted[tenant] = TenantTotal()
+        total.add(1, rows, checked.cpu_usage_ns)
         for gap in checked.gaps:
             name = usage_pb2.GapReason.Name(gap.reason) if gap.reason in _GAP_REASONS else "unknown"
             self.tally.gaps[name.removeprefix("GAP_REASON_").lower()] += 1
         return pb.Answer(epoch=epoch, seq=seq, status=_ACCEPTED)
+
+    def _seen(self, job: _Job, item: pb.Item, seen: Seen) -> pb.Answer:
+        """Answer an item whose identity says enough."""
+        if seen is Seen.OUT_OF_WINDOW:
+            return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
+        if seen is Seen.CONFLICT:
+            detail = f"{item.epoch}/{item.seq} is known with another digest than {item.digest.hex()}"
+            return self._reject(job, item, None, Refusal(Reason.REASON_IDENTITY_CONFLICT, detail))
+        job.claims_durable = True
+        self.tally.answers["duplicate"] += 1
+        return pb.Answer(epoch=item.epoch, seq=item.seq, status=_DUPLICATE)
 
     def _stream(self, agent_id: AgentId, epoch: int) -> StreamState:
         state = self._streams.get(agent_id, epoch)
@@ -237,55 +224,25 @@ class Pipeline:
             self._streams.put(agent_id, epoch, state)
         return state
 
-    def _chain(
-        self,
-        state: StreamState,
-        pending: dict[tuple[int, int], bytes],
-        epoch: int,
-        seq: int,
-        previous_digest: bytes,
-    ) -> Refusal | None:
-        """Does the batch name the one before it? Unknown when that one was answered elsewhere or is not here yet."""
-        if seq == 1:
-            return None
-        known = pending.get((epoch, seq - 1)) or state.digest_of(seq - 1)
-        if known is None or known == previous_digest:
-            return None
-        return Refusal(Reason.REASON_CHAIN_BROKEN, f"previous_digest is not the digest of {epoch}/{seq - 1}")
-
-    def _reject(
-        self,
-        peer: Peer,
-        item: pb.Item,
-        state: StreamState | None,
-        pending: dict[tuple[int, int], bytes],
-        job: _Job,
-        refusal: Refusal,
-        now_unix_ns: int,
-    ) -> pb.Answer:
+    def _reject(self, job: _Job, item: pb.Item, state: StreamState | None, refusal: Refusal) -> pb.Answer:
         """Keep an item with its reason. With `state` its identity is used up; None leaves it open."""
         actual = digest_of(item.batch)
         if state is not None:
-            known = pending.get((item.epoch, item.seq))
-            seen = Seen.DUPLICATE if known == actual else state.judge(item.seq, actual)
-            if seen is Seen.OUT_OF_WINDOW:
-                return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
-            if seen is Seen.DUPLICATE:
-                job.claims_durable = True
-                self.tally.answers["duplicate"] += 1
-                return pb.Answer(epoch=item.epoch, seq=item.seq, status=_DUPLICATE)
-            if known is not None or seen is Seen.CONFLICT:
+            seen = state.judge(item.seq, actual)
+            if seen is Seen.OUT_OF_WINDOW or seen is Seen.DUPLICATE:
+                return self._seen(job, item, seen)
+            if seen is Seen.CONFLICT:
                 state = None  # the identity is another batch's already: evidence, no mark
             else:
-                pending[item.epoch, item.seq] = actual
-                job.marks.append(_Mark(state, item.epoch, item.seq, actual, None, 0, 0))
+                state.claim(item.seq, actual)
+                job.marks.append((state, item.seq, actual))
         reason = Reason.Name(refusal.reason)
         code = meter_code(refusal.reason) or Meter.INVALID_BATCH
         self.tally.refusals[code, reason.removeprefix("REASON_").lower()] += 1
         log.error(
             "batch_rejected",
             code=code,
-            agent_id=peer.agent_id,
+            agent_id=job.peer.agent_id,
             epoch=item.epoch,
             seq=item.seq,
             digest=item.digest.hex()[:64],
@@ -294,7 +251,10 @@ class Pipeline:
         )
         note = f"{reason} {refusal.detail}".encode()
         kind = Kind.REFUSED if state is None else Kind.REJECTED
-        self._hand_off(kind, peer.agent_id, item.epoch, item.seq, actual, note, item.batch, job, now_unix_ns)
+        job.frames.extend(
+            frame(kind, job.received_at_unix_ns, job.agent, item.epoch, item.seq, actual, note, item.batch)
+        )
+        job.claims_durable = True
         job.rejected += 1
         return pb.Answer(
             epoch=item.epoch,
@@ -317,31 +277,12 @@ class Pipeline:
             retry_after_ms=after_ms,
         )
 
-    def _hand_off(
-        self,
-        kind: Kind,
-        agent_id: AgentId,
-        epoch: int,
-        seq: int,
-        digest: bytes,
-        note: bytes,
-        body: bytes,
-        job: _Job,
-        now_unix_ns: int,
-    ) -> None:
-        agent = self._agent_bytes.get(agent_id)
-        if agent is None:
-            agent = self._agent_bytes[agent_id] = uuid.UUID(agent_id).bytes
-        job.claims_durable = True
-        job.frames.extend(frame(kind, now_unix_ns, agent, epoch, seq, digest, note, body))
-
     def _committed(self, job: _Job, queued: int, end: int | None) -> None:
         self._waiting_bytes -= queued
-        pending = self._pending.get(job.agent_id, {})
-        for mark in job.marks:
-            pending.pop((mark.epoch, mark.seq), None)
         if end is None:
             self.tally.failed_commits += 1
+            for state, seq, _ in job.marks:
+                state.release(seq)
             job.answers = [
                 self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
                 if answer.status != _RETRY
@@ -351,13 +292,11 @@ class Pipeline:
         else:
             self.tally.commits += 1
             self.covered = max(self.covered, end)
-            for mark in job.marks:
-                mark.state.mark(mark.seq, mark.digest)
-                if mark.tenant is not None:
-                    self.tally.accepted(mark.tenant, mark.rows, mark.cpu_usage_ns)
+            for state, seq, digest in job.marks:
+                state.mark(seq, digest)
+            for tenant, total in job.accepted.items():
+                self.tally.accepted(tenant, total)
             self.tally.answers["rejected"] += job.rejected
-        if not pending:
-            self._pending.pop(job.agent_id, None)
         self._finish(job)
 
     def _finish(self, job: _Job) -> None:
@@ -365,10 +304,20 @@ class Pipeline:
         self.tally.answered_after(seconds, len(job.answers))
         if seconds > SLOW_COMMIT_SECONDS:
             log.warning(
-                "commit_slow", code=Meter.HIGH_LATENCY, agent_id=job.agent_id, seconds=round(seconds, 3)
+                "commit_slow", code=Meter.HIGH_LATENCY, agent_id=job.peer.agent_id, seconds=round(seconds, 3)
             )
         if not job.done.done():
             job.done.set_result(job.answers)
+
+
+def _chain(state: StreamState, epoch: int, seq: int, previous_digest: bytes) -> Refusal | None:
+    """Does the batch name the one before it? Unknown when that one was answered elsewhere or is not here yet."""
+    if seq == 1:
+        return None
+    known = state.digest_of(seq - 1)
+    if known is None or known == previous_digest:
+        return None
+    return Refusal(Reason.REASON_CHAIN_BROKEN, f"previous_digest is not the digest of {epoch}/{seq - 1}")
 
 
 _GAP_REASONS = frozenset(usage_pb2.GapReason.values())

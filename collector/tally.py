@@ -19,6 +19,11 @@ class TenantTotal:
     rows: int = 0
     cpu_usage_ns: int = 0
 
+    def add(self, batches: int, rows: int, cpu_usage_ns: int) -> None:
+        self.batches += batches
+        self.rows += rows
+        self.cpu_usage_ns += cpu_usage_ns
+
 
 @dataclass(slots=True)
 class Tally:
@@ -39,16 +44,14 @@ class Tally:
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_SECONDS) + 1))
     latency_sum_seconds: float = 0.0
 
-    def accepted(self, tenant: str, rows: int, cpu_usage_ns: int) -> None:
+    def accepted(self, tenant: str, more: TenantTotal) -> None:
         total = self.tenants.get(tenant)
         if total is None:
             if len(self.tenants) >= MAX_TENANTS:
                 tenant = OTHER
             total = self.tenants.setdefault(tenant, TenantTotal())
-        self.answers["accepted"] += 1
-        total.batches += 1
-        total.rows += rows
-        total.cpu_usage_ns += cpu_usage_ns
+        self.answers["accepted"] += more.batches
+        total.add(more.batches, more.rows, more.cpu_usage_ns)
 
     def answered_after(self, seconds: float, items: int) -> None:
         self.latency_counts[bisect_left(LATENCY_BUCKETS_SECONDS, seconds)] += items

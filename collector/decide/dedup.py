@@ -1,5 +1,8 @@
 """What a stream has delivered: a contiguous watermark, a small window ahead of it, digests behind it. Pure.
 
+A batch that was judged and is on its way to the disk is *claimed*: a second copy is recognised by it, and it is
+forgotten (`release`) if the disk refuses. Claims are never saved.
+
 Memory per stream is bounded and does not grow with time: no time window to fall out of. Behind the last
 RING batches a repeat is a duplicate by its number alone; its content was pinned by the hash chain.
 """
@@ -23,10 +26,14 @@ class Seen(Enum):
     OUT_OF_WINDOW = "out_of_window"
 
 
+# Looked up once: an enum resolves a member in Python at every access.
+_NEW, _DUPLICATE, _CONFLICT = Seen.NEW, Seen.DUPLICATE, Seen.CONFLICT
+
+
 class StreamState:
     """One stream. Marks are made only for what is durable."""
 
-    __slots__ = ("_ring", "ahead", "dirty", "last_digest", "watermark")
+    __slots__ = ("_claimed", "_ring", "ahead", "dirty", "last_digest", "watermark")
 
     def __init__(
         self,
@@ -40,31 +47,57 @@ class StreamState:
         """Digest of the batch at the watermark; empty if unknown (adopted) or nothing was delivered."""
         self._ring = bytearray(ring)
         self.ahead = ahead or {}
+        self._claimed: dict[int, bytes] | None = None
+        """None while nothing is on its way, so that a quiet stream costs no dictionary."""
         self.dirty = False
+
+    @property
+    def claims(self) -> bool:
+        """Whether something is on its way to the disk."""
+        return self._claimed is not None
 
     @property
     def ring(self) -> bytes:
         return bytes(self._ring)
 
     def judge(self, seq: int, digest: bytes) -> Seen:
-        if seq > self.watermark:
-            known = self.ahead.get(seq)
-            if known is not None:
-                return Seen.DUPLICATE if known == digest else Seen.CONFLICT
-            return Seen.NEW if seq <= self.watermark + WINDOW else Seen.OUT_OF_WINDOW
+        if self._claimed is not None and (claimed := self._claimed.get(seq)) is not None:
+            return _DUPLICATE if claimed == digest else _CONFLICT
+        watermark = self.watermark
+        if seq > watermark:
+            if self.ahead and (known := self.ahead.get(seq)) is not None:
+                return _DUPLICATE if known == digest else _CONFLICT
+            return _NEW if seq <= watermark + WINDOW else Seen.OUT_OF_WINDOW
         kept = self._kept(seq)
         if kept is None or kept == digest[:KEPT_DIGEST_BYTES]:
-            return Seen.DUPLICATE
-        return Seen.CONFLICT
+            return _DUPLICATE
+        return _CONFLICT
 
     def digest_of(self, seq: int) -> bytes | None:
         """The whole digest of a batch from the watermark on, where it is known."""
+        if self._claimed is not None and (claimed := self._claimed.get(seq)) is not None:
+            return claimed
         if seq == self.watermark:
             return self.last_digest if self.last_digest or seq == 0 else None
         return self.ahead.get(seq)
 
+    def claim(self, seq: int, digest: bytes) -> None:
+        """A batch judged NEW goes to the disk; `mark` or `release` must follow."""
+        if self._claimed is None:
+            self._claimed = {}
+        self._claimed[seq] = digest
+
+    def release(self, seq: int) -> None:
+        """A claim is over."""
+        if self._claimed is not None:
+            self._claimed.pop(seq, None)
+            if not self._claimed:
+                self._claimed = None
+
     def mark(self, seq: int, digest: bytes) -> None:
         """Record a durable batch. Marking again what is known changes nothing."""
+        if self._claimed is not None:
+            self.release(seq)
         if seq <= self.watermark:
             return
         self.dirty = True

@@ -7,17 +7,15 @@ not: its hour has not been lived through.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from google.protobuf.message import DecodeError
 
-from collector.decide.columns import regular, view_of
-from wire.identity import AgentId, digest
+from collector.decide.familiar import Familiars, columns_in_order, lay_out
+from wire.identity import DIGEST_BYTES, AgentId, digest
 from wire.limits import (
     MAX_BATCH_BYTES,
     MAX_BATCH_ROWS,
@@ -45,21 +43,9 @@ _ALWAYS = ("cgroup_id", "cgroup_path", "kind")
 _DEVICE_COLUMNS = tuple(n for n in pb.UsageBatch.DESCRIPTOR.fields_by_name if n.startswith("device_"))
 _BYTE_SECONDS = ("memory_byte_seconds", "memory_working_set_byte_seconds")
 _KINDS = frozenset(pb.UnitKind.values()) - {0}
-_HEADER = attrgetter(
-    "schema_version",
-    "agent_id",
-    "epoch",
-    "seq",
-    "tenant",
-    "interval_start_unix_ns",
-    "interval_end_unix_ns",
-    "interval_duration_ns",
-    "boot_id",
-    "cpus",
-)
 _LARGE = 1 << 56
-MAX_TABLES_BYTES = 32 << 20
-"""Container tables remembered, over all agents."""
+MAX_FAMILIAR_BYTES = 32 << 20
+"""What is remembered of batches, over all agents: mostly their container tables."""
 _HOST_MEMORY_BOUND_BYTES = 1 << 50
 """No host has a pebibyte of memory."""
 _CPU_TOLERANCE_PERCENT, _CPU_SLACK_NS = 105, 2_000_000_000
@@ -103,12 +89,11 @@ def check_bytes(body: bytes, claimed_digest: bytes) -> Refusal | None:
 
 
 class Validator:
-    """Judges batches whose bytes were checked. Keeps the container tables it has seen last, as bytes."""
+    """Judges batches whose bytes were checked. Remembers what the batches of an agent have in common."""
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self._tables: OrderedDict[tuple[AgentId, str], tuple[bytes, int]] = OrderedDict()
-        self._tables_bytes = 0
+        self._familiars = Familiars(MAX_FAMILIAR_BYTES)
 
     def check(
         self,
@@ -119,58 +104,37 @@ class Validator:
         permitted: frozenset[str] | None,
         now_unix_ns: int,
     ) -> Checked:
-        """Decode and judge one batch. Never raises, whatever the bytes are."""
-        batch: Any = view_of(body)
-        whole = batch is None
-        if batch is None:
-            try:
-                batch = pb.UsageBatch.FromString(body)
-            except (DecodeError, ValueError) as error:
-                return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
-        refusal = _header(batch, agent_id, epoch, seq, permitted, self.bounds, now_unix_ns)
-        if refusal is not None:
-            return _no(refusal)
-        if whole:
-            refusal, rows = _table(batch.containers)
-        else:
-            refusal, rows = self._known_table(agent_id, batch.tenant, batch.containers)
-        if refusal is not None:
-            return _no(refusal)
-        if whole or not regular(batch, rows):
-            if not whole:
-                try:
-                    batch = pb.UsageBatch.FromString(body)
-                except (DecodeError, ValueError) as error:
-                    return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
-            refusal = _columns(batch, rows)
-            if refusal is not None:
-                return _no(refusal)
-        cpu_usage_ns = sum(batch.cpu_usage_ns)
-        refusal = _plausible(batch, rows, cpu_usage_ns) or _side_tables(batch, rows)
-        if refusal is not None:
-            return _no(refusal)
-        return Checked(None, batch.tenant, rows, cpu_usage_ns, batch.previous_digest, batch.gaps)
-
-    def _known_table(self, agent_id: AgentId, tenant: str, table: bytes) -> tuple[Refusal | None, int]:
-        """Judge a container table, unless it is byte for byte the one that this tenant's last batch had."""
-        key = (agent_id, tenant)
-        known = self._tables.get(key)
-        if known is not None and known[0] == table:
-            return None, known[1]
+        """Judge one batch. Never raises, whatever the bytes are."""
+        news = self._familiars.news(body, agent_id, epoch, seq)
+        if (
+            news is not None
+            and _whose(news.tenant, permitted, self.bounds) is None
+            and _when(news.start_unix_ns, news.end_unix_ns, news.duration_ns, self.bounds, now_unix_ns)
+            is None
+            and _plausible(news.cpu_usage_ns, news.cpus, news.duration_ns) is None
+        ):
+            return Checked(None, news.tenant, news.rows, news.cpu_usage_ns, news.previous_digest)
         try:
-            refusal, rows = _table(pb.ContainerTable.FromString(table))
+            batch = pb.UsageBatch.FromString(body)
         except (DecodeError, ValueError) as error:
-            return Refusal(Reason.REASON_MALFORMED, f"containers: {error}"), 0
-        if refusal is None:
-            if known is not None:
-                self._tables_bytes -= len(known[0])
-            self._tables[key] = (table, rows)
-            self._tables.move_to_end(key)
-            self._tables_bytes += len(table)
-            while self._tables_bytes > MAX_TABLES_BYTES:
-                _, (oldest, _) = self._tables.popitem(last=False)
-                self._tables_bytes -= len(oldest)
-        return refusal, rows
+            return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
+        rows = len(batch.containers.cgroup_id)
+        cpu_usage_ns = sum(batch.cpu_usage_ns)
+        layout = lay_out(batch, body)
+        in_order = layout is not None and columns_in_order(layout.columns, rows)
+        refusal = (
+            _header(batch, agent_id, epoch, seq, permitted, self.bounds, now_unix_ns)
+            or _table(batch.containers, rows)
+            or _row_bits(batch, rows)
+            or (None if in_order else _columns(batch, rows))
+            or _plausible(cpu_usage_ns, batch.cpus, batch.interval_duration_ns)
+            or _side_tables(batch, rows)
+        )
+        if refusal is not None:
+            return _no(refusal)
+        if layout is not None:
+            self._familiars.learn(batch, agent_id, layout)
+        return Checked(None, batch.tenant, rows, cpu_usage_ns, batch.previous_digest, batch.gaps)
 
 
 def _no(refusal: Refusal) -> Checked:
@@ -178,7 +142,7 @@ def _no(refusal: Refusal) -> Checked:
 
 
 def _header(
-    batch: Any,
+    batch: pb.UsageBatch,
     agent_id: AgentId,
     epoch: int,
     seq: int,
@@ -186,22 +150,35 @@ def _header(
     bounds: Bounds,
     now: int,
 ) -> Refusal | None:
-    (version, batch_agent, batch_epoch, batch_seq, tenant, start, end, duration, boot_id, cpus) = _HEADER(
-        batch
-    )
-    if version != SCHEMA_VERSION:
+    if batch.schema_version != SCHEMA_VERSION:
         return Refusal(
-            Reason.REASON_UNKNOWN_SCHEMA_VERSION, f"schema_version {version}, known is {SCHEMA_VERSION}"
+            Reason.REASON_UNKNOWN_SCHEMA_VERSION,
+            f"schema_version {batch.schema_version}, known is {SCHEMA_VERSION}",
         )
-    if batch_agent != agent_id:
+    if batch.agent_id != agent_id:
         return Refusal(Reason.REASON_FOREIGN_AGENT, "agent_id is not the one of the certificate")
-    if batch_epoch != epoch or batch_seq != seq:
+    if batch.epoch != epoch or batch.seq != seq:
         return Refusal(
             Reason.REASON_IDENTITY_MISMATCH,
-            f"epoch/seq {batch_epoch}/{batch_seq} inside, {epoch}/{seq} outside",
+            f"epoch/seq {batch.epoch}/{batch.seq} inside, {epoch}/{seq} outside",
         )
-    if not _TENANT.fullmatch(tenant):
+    if not _TENANT.fullmatch(batch.tenant):
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "tenant: not a tenant name")
+    refusal = _whose(batch.tenant, permitted, bounds) or _when(
+        batch.interval_start_unix_ns, batch.interval_end_unix_ns, batch.interval_duration_ns, bounds, now
+    )
+    if refusal is not None:
+        return refusal
+    if not _UUID.fullmatch(batch.boot_id) and batch.boot_id != "unknown":
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "boot_id: not a UUID")
+    if not 0 < batch.cpus <= 65_536:
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cpus: between 1 and 65536")
+    if len(batch.previous_digest) != (DIGEST_BYTES if seq > 1 else 0):
+        return Refusal(Reason.REASON_CHAIN_BROKEN, "previous_digest: 32 bytes, none for seq 1")
+    return None
+
+
+def _whose(tenant: str, permitted: frozenset[str] | None, bounds: Bounds) -> Refusal | None:
     if permitted is not None and tenant not in permitted:
         return Refusal(Reason.REASON_TENANT_NOT_PERMITTED, f"tenant {tenant} is not among this agent's")
     if bounds.tenants is not None and tenant not in bounds.tenants:
@@ -209,6 +186,10 @@ def _header(
             Reason.REASON_UNKNOWN_TENANT,
             f"tenant {tenant} is not in the collector's `validation.tenants`",
         )
+    return None
+
+
+def _when(start: int, end: int, duration: int, bounds: Bounds, now: int) -> Refusal | None:
     if not 0 < start < end < MAX_VALUE or not 0 < duration < MAX_VALUE:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "interval: start < end and duration > 0 are needed")
     if end > now + bounds.future_ns:
@@ -217,45 +198,44 @@ def _header(
         )
     if end < now - bounds.past_ns:
         return Refusal(Reason.REASON_CLOCK_SKEW, f"ended {(now - end) // _NS} s ago; set the host's clock")
-    if not _UUID.fullmatch(boot_id) and boot_id != "unknown":
-        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "boot_id: not a UUID")
-    if not 0 < cpus <= 65_536:
-        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cpus: between 1 and 65536")
-    if len(batch.previous_digest) != (32 if seq > 1 else 0):
-        return Refusal(Reason.REASON_CHAIN_BROKEN, "previous_digest: 32 bytes, none for seq 1")
     return None
 
 
-def _table(table: pb.ContainerTable) -> tuple[Refusal | None, int]:
-    """Judge who the rows are about; also returns how many there are."""
-    rows = len(table.cgroup_id)
+def _table(table: pb.ContainerTable, rows: int) -> Refusal | None:
+    """Judge who the rows are about."""
     if rows > MAX_BATCH_ROWS:
-        return Refusal(Reason.REASON_TOO_LARGE, f"{rows} rows, at most {MAX_BATCH_ROWS}"), rows
+        return Refusal(Reason.REASON_TOO_LARGE, f"{rows} rows, at most {MAX_BATCH_ROWS}")
     for field, value in table.ListFields():
         name = field.name
         if len(value) != rows:
-            return _shape(f"{name}: {len(value)} values for {rows} rows"), rows
+            return _shape(f"{name}: {len(value)} values for {rows} rows")
         bound = _TEXT_BOUND.get(name)
         if bound is not None:
             joined = "".join(value).encode()
             if len(joined) > bound and max(len(text.encode()) for text in value) > bound:
-                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound} bytes"), rows
+                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound} bytes")
             if len(joined.translate(None, _CONTROL)) != len(joined):
-                return Refusal(
-                    Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out"
-                ), rows
+                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out")
         elif name == "kind" and not _KINDS.issuperset(value):
-            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "kind: a number that is no UnitKind"), rows
+            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "kind: a number that is no UnitKind")
         elif name == "cgroup_id" and max(value) > MAX_VALUE:
-            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cgroup_id: no cgroup has this number"), rows
+            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cgroup_id: no cgroup has this number")
     if rows and not all(getattr(table, name) for name in _ALWAYS):
-        return _shape("cgroup_id, cgroup_path and kind need a value per row"), rows
-    return None, rows
+        return _shape("cgroup_id, cgroup_path and kind need a value per row")
+    return None
+
+
+def _row_bits(batch: pb.UsageBatch, rows: int) -> Refusal | None:
+    if rows and not batch.known:
+        return _shape("known: needs a value per row")
+    return _numbers("row_flags", batch.row_flags, rows, "rows") or _numbers(
+        "known", batch.known, rows, "rows"
+    )
 
 
 def _columns(batch: pb.UsageBatch, rows: int) -> Refusal | None:
-    """The slow way, number by number; names what is wrong."""
-    for name in (*MEASURES, "row_flags", "known"):
+    """Number by number."""
+    for name in MEASURES:
         refusal = _numbers(name, getattr(batch, name), rows, "rows")
         if refusal is not None:
             return refusal
@@ -282,19 +262,13 @@ def _numbers(name: str, value: Sequence[int], count: int, of: str) -> Refusal | 
     return None
 
 
-def _plausible(batch: Any, rows: int, cpu_usage_ns: int) -> Refusal | None:
+def _plausible(cpu_usage_ns: int, cpus: int, duration_ns: int) -> Refusal | None:
     """A host cannot use more CPU time than it has CPUs."""
-    if batch.cpu_usage_ns and len(batch.cpu_usage_ns) != rows:
-        return _shape(f"cpu_usage_ns: {len(batch.cpu_usage_ns)} values for {rows} rows")
-    if rows and not batch.known:
-        return _shape("known: needs a value per row")
-    bound = batch.cpus * batch.interval_duration_ns * _CPU_TOLERANCE_PERCENT // 100 + _CPU_SLACK_NS
     if cpu_usage_ns > MAX_VALUE:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"cpu_usage_ns: {cpu_usage_ns} is negative or impossible")
-    if cpu_usage_ns > bound:
+    if cpu_usage_ns > cpus * duration_ns * _CPU_TOLERANCE_PERCENT // 100 + _CPU_SLACK_NS:
         return Refusal(
-            Reason.REASON_IMPLAUSIBLE,
-            f"cpu_usage_ns: {cpu_usage_ns} in {batch.interval_duration_ns} ns on {batch.cpus} CPUs",
+            Reason.REASON_IMPLAUSIBLE, f"cpu_usage_ns: {cpu_usage_ns} in {duration_ns} ns on {cpus} CPUs"
         )
     return None
 
@@ -303,7 +277,7 @@ def _shape(detail: str) -> Refusal:
     return Refusal(Reason.REASON_TABLE_SHAPE, detail)
 
 
-def _side_tables(batch: Any, rows: int) -> Refusal | None:
+def _side_tables(batch: pb.UsageBatch, rows: int) -> Refusal | None:
     if batch.device_row:
         if len(batch.device_row) > MAX_DEVICES_PER_BATCH:
             return Refusal(Reason.REASON_TOO_LARGE, f"device_row: {len(batch.device_row)} devices")

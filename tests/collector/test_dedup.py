@@ -55,6 +55,21 @@ def test_a_judgement_leaves_no_mark() -> None:
     assert not state.dirty
 
 
+def test_what_is_on_its_way_to_the_disk_is_known_by_its_digest_until_the_disk_refuses_it() -> None:
+    state = StreamState()
+    state.claim(1, of(1))
+    state.claim(3, of(3))
+    assert state.judge(1, of(1)) is Seen.DUPLICATE
+    assert state.judge(3, of(3, 1)) is Seen.CONFLICT
+    assert state.digest_of(1) == of(1)
+    state.release(1)
+    state.mark(3, of(3))
+    assert not state.claims
+    assert state.judge(1, of(1, 1)) is Seen.NEW
+    assert state.judge(3, of(3)) is Seen.DUPLICATE
+    assert (state.watermark, state.ahead) == (0, {3: of(3)})
+
+
 def test_a_stream_taken_up_midway_goes_on_there_and_forgets_what_it_cannot_know() -> None:
     state = StreamState()
     state.mark(1, of(1))

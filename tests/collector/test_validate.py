@@ -10,12 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.fleet import SECOND_NS, Stream
-from collector.decide import validate
-from collector.decide.columns import regular, view_of
 from collector.decide.validate import Bounds, Checked, Validator, check_bytes
 from wire.identity import digest, new_agent_id
 from wire.limits import MAX_BATCH_BYTES
-from wire.measures import MEASURES
 from wire.statuses import Reason
 from wire.v1 import usage_pb2 as pb
 
@@ -135,53 +132,10 @@ def test_no_bytes_make_the_validator_raise(noise: bytes, cut: int) -> None:
         assert checked.refusal is None or checked.refusal.detail
 
 
-def _careful(body: bytes) -> object:
-    """The judgement without the view."""
-    batch = pb.UsageBatch.FromString(body)
-    now = time.time_ns()
-    refusal = validate._header(batch, AGENT, 5, 1, None, Bounds(), now)
-    if refusal is None:
-        refusal, rows = validate._table(batch.containers)
-        refusal = (
-            refusal
-            or validate._columns(batch, rows)
-            or validate._plausible(batch, rows, sum(batch.cpu_usage_ns))
-            or validate._side_tables(batch, rows)
-        )
-    return None if refusal is None else refusal.reason
-
-
-numbers = st.one_of(
-    st.integers(0, 300),
-    st.sampled_from([0, 127, 128, 2**14 - 1, 2**49, 2**56 - 1, 2**56, 2**62, 2**63, 2**64 - 1]),
-)
-
-
-@given(
-    st.integers(0, 5),
-    st.dictionaries(
-        st.sampled_from((*MEASURES, "known", "row_flags")), st.lists(numbers, max_size=6), max_size=6
-    ),
-    st.booleans(),
-)
-def test_columns_judged_as_bytes_are_judged_as_numbers_would_be(
-    rows: int, columns: dict[str, list[int]], devices: bool
-) -> None:
-    batch = Stream(AGENT, 5, rows).message()
-    for name, values in columns.items():
-        batch.ClearField(name)  # type: ignore[arg-type]
-        getattr(batch, name).extend([v & 0xFFFFFFFF for v in values] if name == "row_flags" else values)
-    if devices and rows:
-        _device(batch, 0)
-    body = batch.SerializeToString(deterministic=True)
-    quick = Validator(Bounds()).check(body, AGENT, 5, 1, None, time.time_ns()).refusal
-    assert (None if quick is None else quick.reason) == _careful(body)
-
-
 def test_a_column_hidden_in_an_odd_encoding_is_judged_on_the_whole_message() -> None:
     good = Stream(AGENT, 5).message()
     bad = pb.UsageBatch(io_read_bytes=[2**64 - 1] * 3)
-    # The field twice: readers join the two, and a view that kept the last only would not see the first.
+    # The field twice: readers join the two.
     good.ClearField("io_read_bytes")
     twice = (
         bad.SerializeToString()
@@ -201,13 +155,6 @@ def test_a_column_hidden_in_an_odd_encoding_is_judged_on_the_whole_message() -> 
 def judged_bytes(body: bytes) -> Reason | None:
     refusal = Validator(Bounds()).check(body, AGENT, 5, 1, None, time.time_ns()).refusal
     return None if refusal is None else refusal.reason
-
-
-def test_the_view_of_an_ordinary_batch_is_trusted() -> None:
-    body = Stream(AGENT, 5, 100).next().batch
-    view = view_of(body)
-    assert view is not None, "every batch would be judged the slow way"
-    assert regular(view, 100)
 
 
 def test_a_table_is_looked_into_again_when_a_byte_of_it_changed() -> None:
