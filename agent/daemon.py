@@ -41,6 +41,7 @@ from wire.tls import CHANNEL_OPTIONS
 T = TypeVar("T")
 
 DRAIN_SECONDS = 5.0
+NEWBORN_EVERY_SECONDS = 1.0
 METERING_THREAD = "wb-metering"
 RENEW_TIMEOUT_SECONDS = 20.0
 STUCK_AFTER_INTERVALS = 3
@@ -126,7 +127,10 @@ class Daemon:
 
     async def _until_stopped(self) -> None:
         shipping = asyncio.create_task(self._shipper.run())
-        others = [asyncio.create_task(work) for work in (self._cadence(), self._renewal(), self._stop.wait())]
+        others = [
+            asyncio.create_task(work)
+            for work in (self._cadence(), self._renewal(), self._newborn(), self._stop.wait())
+        ]
         try:
             done, _ = await asyncio.wait({shipping, *others}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -158,6 +162,11 @@ class Daemon:
             await asyncio.sleep(to_tick)
             if await self._metering(self._loop.tick):
                 self._shipper.notify()
+
+    async def _newborn(self) -> None:
+        while True:
+            await asyncio.sleep(NEWBORN_EVERY_SECONDS)
+            await self._metering(self._loop.meet_newborn)
 
     async def _renewal(self) -> None:
         """A new certificate at half life; the old one serves until then."""

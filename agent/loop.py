@@ -10,6 +10,7 @@ the interval from the last one that was committed.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from agent.read import host, plan
 from agent.read.cgroupfs import CgroupReader
 from agent.read.host import HostError, HostFacts
 from agent.read.plan import Plan
+from agent.read.probes.bpf import BpfError
 from agent.read.probes.reader import Probes
 from agent.ship.spool import BatchKey, Spool
 from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError, SpoolFull, SpoolUnavailable
@@ -119,6 +121,15 @@ class MeterLoop:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         usage.observe(self.baseline, now, samples, self._cadence)
 
+    def meet_newborn(self) -> None:
+        """Learn the labels of containers while they live: the end of a short one may come before its reading."""
+        if not self.catalogue.labels.sources:
+            return
+        try:
+            self.catalogue.learn(self.probes.newborn())
+        except BpfError as error:
+            self.probes.drop(error)
+
     def due_in_seconds(self, now_unix: float) -> float:
         """Time until the next interval ends."""
         length = min(self._settings.meter.interval * self.state.stretch, LONGEST_INTERVAL_SECONDS)
@@ -151,7 +162,8 @@ class MeterLoop:
         self.state.complete = snapshot.complete
         self.state.units = len(snapshot.units)
         self.state.clock = host.clock_state()[0]
-        self.catalogue.learn(snapshot.units)
+        ended = [end.reading.path for end in snapshot.ends]
+        self.catalogue.learn([*(unit.path for unit in snapshot.units), *ended])
         return snapshot
 
     def _take_up_baseline(self) -> None:
@@ -346,4 +358,17 @@ def _cadence(settings: Settings) -> Cadence:
 
 
 def _encode(baseline: Baseline) -> bytes:
-    return msgspec.msgpack.encode(baseline)
+    try:
+        return msgspec.msgpack.encode(baseline)
+    except UnicodeEncodeError:
+        # Somebody's cgroup has a name that is not UTF-8, which the encoding cannot hold.
+        for state in baseline.units.values():
+            state.reading = msgspec.structs.replace(state.reading, path=_storable(state.reading.path))
+        for stretch in baseline.held:
+            for row in stretch.usages:
+                row.path = _storable(row.path)
+        return msgspec.msgpack.encode(baseline)
+
+
+def _storable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

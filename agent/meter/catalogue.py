@@ -68,11 +68,11 @@ class Catalogue:
             name=name or "",
         )
 
-    def learn(self, units: Iterable[Reading]) -> None:
+    def learn(self, paths: Iterable[str]) -> None:
         """Ask the label sources when somebody new is there or the time is up. Blocks for seconds at most."""
         if not self.labels.sources:
             return
-        ids = [i for unit in units if (i := identify(unit.path).container_id) is not None]
+        ids = [i for path in paths if (i := identify(path).container_id) is not None]
         if self.labels.due(ids):
             self.labels.refresh()
             self.forget()

@@ -14,6 +14,7 @@ MAX_UNITS units and MAX_DEPTH levels are walked, and what lies beyond makes the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -191,13 +192,18 @@ class CgroupReader:
         self.probes.look()
         try:
             if not self.probes.flushes_by_itself:
-                # Reading it has the kernel settle the counters of all that lies below.
-                for entry in os.scandir(self._plan.tree):
-                    if entry.is_dir(follow_symlinks=False):
-                        self._text(_File(f"{entry.path}/cpu.stat"))
+                self._have_flushed()
             return self.probes.rows()
         except (BpfError, OSError):
             return None
+
+    def _have_flushed(self) -> None:
+        """Whoever reads a cpu.stat has the kernel settle the counters of all that lies below."""
+        with os.scandir(self._plan.tree) as entries:
+            top = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in top:
+            with contextlib.suppress(OSError), open(f"{path}/cpu.stat", "rb") as file:
+                file.read()
 
     def _see(
         self, units: dict[int, Reading], known: frozenset[int] | None, rows: dict[int, RawRow] | None

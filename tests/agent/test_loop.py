@@ -198,3 +198,17 @@ def test_an_incomplete_reading_at_a_change_of_sources_is_said_and_bills_no_whole
     # Not there in a complete reading is born since; in an incomplete one it may be as old as the host.
     assert found == (0 if tree == "unified" else 9_000_000)
     metering.stop()
+
+
+def test_a_cgroup_whose_name_is_not_utf_8_is_metered_and_survives_a_restart(tmp_path: Path) -> None:
+    fake = FakeHost(tmp_path)
+    name = "/system.slice/\udcff\udc80.service"
+    fake.cpu(name, 1)
+    metering = Metering(fake, tmp_path / "spool")
+    fake.cpu(name, 5)
+    batches = metering.tick()
+    assert cpu_of(batches, "/system.slice/\\xff\\x80.service") == 4_000
+    metering.restart()
+    fake.cpu(name, 9)
+    assert cpu_of(metering.tick(), "/system.slice/\\xff\\x80.service") == 4_000
+    metering.stop()

@@ -80,14 +80,22 @@ def until_released(reader: CgroupReader, known: frozenset[int], cgroup_id: int) 
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("walk", ["css", "iterator", "table"])
 def test_a_row_says_what_the_files_say(
-    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
+    walk: str, ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
+    loaded.run("unload")
+    loaded.load("--walk", walk)
     groups = [ours.child(f"wb-{share}.scope") for share in range(3)]
     running = [group.run(burner(0.3)) for group in groups]
     try:
         by_rows, by_files = new_reader(loaded.directory), new_reader(None)
         time.sleep(1)
+        assert mine(by_rows.read(), ours)
+        assert walk in by_rows.probes.walk
+        rows = by_rows.probes.rows()
+        assert rows is not None
+        assert {g.cgroup_id for g in groups} <= rows.keys()
         compared = 0
         for _ in range(5):
             before, told, after = (mine(r.read(), ours) for r in (by_files, by_rows, by_files))
@@ -240,6 +248,30 @@ def test_a_full_map_of_ends_is_counted_and_the_unit_ends_unseen(
         assert last.flags & pb.ROW_FLAG_TAIL_UNSEEN
         assert set(gaps) == {int(pb.GAP_REASON_KERNEL_OVERFLOW)}
         assert 0 in coverage
+
+
+@pytest.mark.root
+def test_what_has_a_longer_path_than_a_record_holds_is_counted_with_what_it_lies_in(
+    ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]
+) -> None:
+    service = ours.child("wb-deep.service")
+    reader = new_reader(loaded.directory)
+    baseline = usage.begin(reader.read(), "", everybody, [])
+    inner = service
+    for _ in range(15):
+        inner = inner.child("x" * 240)
+    short = inner.child(CONTAINER)
+    assert len(short.name) > 3_600
+    run_inside(short, TALK)
+    short.remove()
+    time.sleep(0.3)
+    snapshot = reader.read(frozenset(baseline.units))
+    outcome = usage.step(baseline, snapshot, everybody, CADENCE)
+    (found,) = [u for u in outcome.usages if u.cgroup_id == service.cgroup_id]
+    assert found.values[0] > 1_000_000
+    assert found.values[NETWORK_BITS[0]] == TALKED
+    assert short.cgroup_id not in [u.cgroup_id for u in outcome.usages]
+    assert {u.path for u in snapshot.units if u.path.startswith(ours.name)} == {service.name}
 
 
 _NAMES = st.sampled_from(("a.slice", "b.service", "x", "docker", "init.scope", CONTAINER, "kubepods", "pod1"))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from agent.read.probes import records
 from agent.read.probes.bpf import BpfError, Map
 from agent.read.probes.records import About, Has, RawRow, Walk
+from agent.read.probes.wake import Ring
 
 LOAD = "run `weighbridge-probes load`"
 
@@ -67,6 +68,7 @@ class ProbeSet:
         self.may_delete = True
         self._about_at = place
         self._links = _links(directory)
+        self.ring = _ring(directory) if Has.LIFECYCLE in self.has else None
 
     @property
     def load_id(self) -> int:
@@ -123,6 +125,8 @@ class ProbeSet:
             os.close(fd)
 
     def close(self) -> None:
+        if self.ring is not None:
+            self.ring.close()
         for found in self.maps.values():
             found.close()
 
@@ -194,6 +198,20 @@ def _open_maps(opened: dict[str, Map], directory: Path, has: Has) -> bool:
             may_delete = False
         opened[name] = _checked(found)
     return may_delete
+
+
+def _ring(directory: Path) -> Ring | None:
+    """None where it cannot be read: it is a hint, and nothing depends on it."""
+    try:
+        found = Map(directory / "wake", writable=True)
+    except BpfError:
+        return None
+    try:
+        return Ring(found)
+    except BpfError:
+        return None
+    finally:
+        found.close()
 
 
 def _checked(found: Map) -> Map:

@@ -105,6 +105,13 @@ class Probes:
                 return records.birth(value)
         return None
 
+    def newborn(self) -> list[str]:
+        """Paths of cgroups that were born since the last time, as far as they still live."""
+        if self._set is None or self._set.ring is None:
+            return []
+        births = [self.birth(cgroup_id) for cgroup_id in self._set.ring.take()]
+        return [birth.path for birth in births if birth is not None]
+
     def tombstone(self, cgroup_id: int) -> Tombstone | None:
         key = records.key(cgroup_id)
         for found in self._maps("tombstones"):
