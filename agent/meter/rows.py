@@ -6,6 +6,8 @@ finished. What falls below zero is carried to the unit's next row, so no row is 
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import msgspec
 
 from agent.meter.memory import NS_PER_SECOND, MemoryTrack
@@ -73,6 +75,8 @@ class UnitState(msgspec.Struct, array_like=True):
     """Remainders below one byte-second: memory, working set, error."""
     memory_carry_byte_seconds: tuple[int, int, int] = _NO_CARRY
     """<= 0: what inner units had more, in whole byte-seconds so that it fits into 64 bits."""
+    from_birth: bool = False
+    """Whether all of its life was seen, so that a counter that appears later has counted this life alone."""
 
     def memory_carried_byte_ns(self) -> list[int]:
         """Both parts of the carry in one number each."""
@@ -162,8 +166,15 @@ def raw(state: UnitState, reading: Reading, boottime_ns: int, longest_gap_ns: in
     """
     before, memory = state.reading, state.memory
     values = [0] * _MEASURE_COUNT
-    known, flags, counters = _count(values, before.counters, reading.counters)
-    known_io, flags_io, devices, io = _count_io(values, before.io, reading.io)
+    counters_before, io_before = before.counters, before.io
+    if state.from_birth:
+        # A runtime enables controllers after it has made the cgroup; a reading in between finds some files only.
+        if counters_before.count(None) > reading.counters.count(None):
+            counters_before = _zero_where_new(counters_before, reading.counters)
+        if io_before is None and reading.io is not None:
+            io_before = {}
+    known, flags, counters = _count(values, counters_before, reading.counters)
+    known_io, flags_io, devices, io = _count_io(values, io_before, reading.io)
     if boottime_ns != NO_SAMPLE:
         memory.add(
             boottime_ns,
@@ -229,8 +240,22 @@ def _row(
         before.counters,
         before.io,
     )
-    next_state = UnitState(reading, memory.restarted(), state.tenant, True, state.carry, state.io_carry)
+    next_state = UnitState(
+        reading,
+        memory.restarted(),
+        state.tenant,
+        True,
+        state.carry,
+        state.io_carry,
+        from_birth=state.from_birth,
+    )
     return Row(state, next_state, usage, memory)
+
+
+def _zero_where_new(before: Counters, now: Counters) -> Counters:
+    return tuple(
+        0 if old is None and new is not None else old for old, new in zip_longest(before, now[: len(before)])
+    )
 
 
 def _count(values: list[int], before: Counters, now: Counters) -> tuple[int, int, Counters]:
@@ -348,7 +373,9 @@ def born(reading: Reading, tenant: str, boottime_ns: int) -> UnitState:
         memory_peak_bytes=None if reading.memory_peak_bytes is None else 0,
         pids_peak=None if reading.pids_peak is None else 0,
     )
-    return first_state(zero, tenant, boottime_ns)
+    state = first_state(zero, tenant, boottime_ns)
+    state.from_birth = True
+    return state
 
 
 def add(total: Usage, later: Usage) -> None:

@@ -64,13 +64,15 @@ class _File:
 
 
 class _Unit:
-    __slots__ = ("cgroup_id", "enclosing_id", "files", "no_files_until", "path", "role")
+    __slots__ = ("cgroup_id", "enclosing_id", "files", "no_files_until", "path", "quota_below", "role")
 
     def __init__(self, cgroup_id: int, path: str, enclosing_id: int, role: Role) -> None:
         self.cgroup_id = cgroup_id
         self.path = path
         self.enclosing_id = enclosing_id
         self.role = role
+        self.quota_below = False
+        """Whether the cgroup with this unit's quota was read one level below it."""
         self.files: tuple[_File | None, ...] = ()
         self.no_files_until = 0
         """Until that reading none of _FILES_BESIDE_ROWS is worth a look."""
@@ -325,8 +327,10 @@ class CgroupReader:
             put(_CPU, plan.root_cpuacct, "cpuacct.usage")
             put(_CPU_USER, plan.root_cpuacct, "cpuacct.usage_user")
             put(_CPU_SYSTEM, plan.root_cpuacct, "cpuacct.usage_sys")
-        if not root:
+        if not root and plan.throttling_v1 is not None:
             put(_THROTTLE, plan.throttling_v1, "cpu.stat")
+        elif path.endswith(".scope"):
+            put(_THROTTLE, plan.tree if plan.tree_is_v2 else None, "container/cpu.stat")
         if plan.memory_v2:
             for slot, name in (
                 (_MEMORY, "memory.current"),
@@ -406,7 +410,10 @@ class CgroupReader:
             else:
                 user, system = parse.number(text(files[_CPU_USER])), parse.number(text(files[_CPU_SYSTEM]))
                 cpu = (parse.number(cpu_text), user, system, None, None, None)
-        if cpu[3] is None and self._there(files[_THROTTLE]):
+        if self._plan.throttling_v1 is None:
+            if not cpu[3] and files[_THROTTLE] is not None:
+                cpu = (*cpu[:3], *self._quota_below(unit, cpu[3:]))
+        elif cpu[3] is None and self._there(files[_THROTTLE]):
             stat = parse.keyed(text(files[_THROTTLE]))
             cpu = (*cpu[:3], stat.get(b"nr_periods"), stat.get(b"nr_throttled"), stat.get(b"throttled_time"))
         return cpu
@@ -446,6 +453,21 @@ class CgroupReader:
         text, pressure = self._text, parse.pressure
         cpu, memory = pressure(text(files[_PSI_CPU])), pressure(text(files[_PSI_MEMORY]))
         return *cpu, *memory, *pressure(text(files[_PSI_IO]))
+
+    def _quota_below(self, unit: _Unit, own: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Periods, throttled periods and throttled ns of a scope without a quota of its own.
+
+        crun with systemd's cgroups puts what it limits into `container`, one level below the scope. That one
+        ends first, and then the numbers are unknown: the scope's own zero would be a counter that fell.
+        """
+        try:
+            text = self._text(unit.files[_THROTTLE])
+        except _Gone:
+            text = None
+        if text is None:
+            return (None, None, None) if unit.quota_below else own
+        unit.quota_below = True
+        return parse.cpu_stat(text)[3:]
 
     def _there(self, file: _File | None) -> bool:
         """Whether a controller's first file is worth a look: its others are absent where it is."""

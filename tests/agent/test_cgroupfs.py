@@ -131,6 +131,31 @@ def test_what_is_below_a_container_belongs_to_it_and_units_know_the_unit_around_
     assert outer.enclosing_id == 1
 
 
+def test_throttling_is_read_where_crun_keeps_a_containers_quota(tmp_path: Path) -> None:
+    """On real hosts of this kind the scope says 0 periods; its inner cgroup ends before it does."""
+    fake = FakeHost(tmp_path)
+    scope = "/machine.slice/libpod-" + "cd" * 32 + ".scope"
+    inner = f"{scope}/container"
+    quota = ("cpu_periods", "cpu_throttled_periods", "cpu_throttled_ns")
+    fake.cpu(scope, 9, nr_periods=0, nr_throttled=0, throttled_usec=0)
+    r = reader(fake, max_open_files=0)
+
+    def seen() -> tuple[int | None, ...]:
+        found = unit(r.read(), scope)
+        assert counter(found, "cpu_usage_ns") == 9_000
+        return tuple(counter(found, name) for name in quota)
+
+    assert seen() == (0, 0, 0), "no quota anywhere yet"
+    fake.cpu(inner, 8, nr_periods=5, nr_throttled=4, throttled_usec=3)
+    for _ in range(RETRY_MISSING_EVERY - 1):
+        assert seen() == (0, 0, 0)
+    assert seen() == (5, 4, 3_000)
+    fake.remove(inner)
+    assert seen() == (None, None, None), "a counter never falls"
+    fake.cpu(scope, 9, nr_periods=2, nr_throttled=1, throttled_usec=1)
+    assert unit(reader(fake).read(), scope).counters[3:6] == (2, 1, 1_000), "a quota of the scope's own"
+
+
 def test_a_file_that_appears_later_is_found(tmp_path: Path) -> None:
     fake = FakeHost(tmp_path)
     fake.cpu(CONTAINER, 1)

@@ -58,6 +58,22 @@ def test_a_unit_is_billed_what_its_counter_rose_by() -> None:
     assert outcome.stretches[-1].host_cpu_usage_ns == 2_000
 
 
+def test_a_controller_enabled_after_the_birth_counts_from_the_birth() -> None:
+    """A runtime makes the cgroup first; a reading in between finds only some of its files."""
+    outcome = step(begin(), snapshot(110, root(10), reading(7, 5)))
+    assert not row(outcome, 7).known >> READ & 1
+    gone = step(persisted(outcome.baseline), snapshot(120, root(20)))
+    assert not row(gone, 7).known >> READ & 1, "what was never known is not a known zero at the end either"
+    full = reading(7, 8, io={"8:0": (4096, 0, 1, 0)}, counters={"cpu_throttled_ns": 30, "oom_kills": 2})
+    outcome = step(persisted(outcome.baseline), snapshot(120, root(20), full))
+    values = {
+        name: row(outcome, 7).values[BIT[name]] for name in ("cpu_usage_ns", "cpu_throttled_ns", "oom_kills")
+    }
+    assert values == {"cpu_usage_ns": 3, "cpu_throttled_ns": 30, "oom_kills": 2}
+    assert row(outcome, 7).values[READ] == 4096
+    assert row(outcome, 7).known >> READ & 1
+
+
 def test_a_unit_born_within_the_interval_is_counted_from_zero() -> None:
     outcome = step(begin(), snapshot(110, root(900), reading(7, 900)))
     assert cpu(outcome, 7) == 900
