@@ -8,14 +8,13 @@ is its cgroup id (kernfs), so a directory made anew under the same path is anoth
 Where the kernel probes walk the cgroups themselves, a unit's row replaces the files it knows the content of, field by
 field, and ids that come and go replace the walk over directories; which is made all the same now and then.
 
-Bounds: at most `max_open_files` descriptors are kept, beyond that files are opened for each read; at most
-MAX_UNITS units and MAX_DEPTH levels are walked, and what lies beyond makes the snapshot incomplete.
+Bounds: at most `max_open_files` descriptors are kept (`kept_files`); at most MAX_UNITS units and MAX_DEPTH levels
+are walked, and what lies beyond makes the snapshot incomplete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from agent.meter.model import DeviceCounters, MemorySample, ProbeMark, Reading, Role, Snapshot
 from agent.read import parse
+from agent.read.kept_files import GONE, File, Gone, KeptFiles
 from agent.read.plan import Plan
 from agent.read.probes import as_files
 from agent.read.probes.bpf import BpfError
@@ -34,33 +34,16 @@ from agent.read.procfs import boot_id, cpu_total_ns
 
 MAX_UNITS = 50_000
 MAX_DEPTH = 64
-READ_BYTES = 8_192
-MAX_FILE_BYTES = 1 << 20
 ROOT_ID = 1
-RETRY_MISSING_EVERY = 30
-"""Readings between two looks for a file that was not there (a controller enabled later)."""
 WALK_DIRECTORIES_EVERY = 60
 """Readings, where the probes tell of births and ends: to find what they may have had no room for."""
 
-_GONE = frozenset((errno.ENODEV, errno.ENOENT))
-_ABSENT = frozenset((errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL))
 _ROW_CPU, _ROW_MEMORY, _ROW_PIDS, _ROW_PRESSURE = (
     int(bit) for bit in (Knows.CPU, Knows.MEMORY, Knows.PIDS, Knows.PRESSURE)
 )
 _ROW_USUAL = _ROW_CPU | _ROW_MEMORY | _ROW_PIDS | _ROW_PRESSURE
 
 RoleOf = Callable[[str, bool], Role]
-
-
-class _File:
-    """One kernel file of a unit and its kept descriptor, -1 when it is not open."""
-
-    __slots__ = ("fd", "missing_until", "path")
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = -1
-        self.missing_until = 0
 
 
 class _Unit:
@@ -73,7 +56,7 @@ class _Unit:
         self.role = role
         self.quota_below = False
         """Whether the cgroup with this unit's quota was read one level below it."""
-        self.files: tuple[_File | None, ...] = ()
+        self.files: tuple[File | None, ...] = ()
         self.no_files_until = 0
         """Until that reading none of _FILES_BESIDE_ROWS is worth a look."""
 
@@ -99,13 +82,10 @@ class CgroupReader:
         self._walked: frozenset[int] = frozenset()
         """Ids of the last snapshot that was walked by the probes."""
         self._forgettable: list[int] = []
-        self._tree_prefix = f"{plan.tree}/"
         self._role = role
-        self._max_open = max_open_files
-        self._open = 0
-        self._round = 0
+        self._kept = KeptFiles(str(plan.tree), max_open_files)
+        self._text, self._there = self._kept.text, self._kept.there
         self._units: dict[int, _Unit] = {}
-        self._complete = True
         self.cpu_source = plan.cpu_source
         """Where the host's own CPU time was read the last time."""
         self._root = _Unit(ROOT_ID, "/", ROOT_ID, Role.UNIT)
@@ -116,8 +96,7 @@ class CgroupReader:
         cover theirs. `known`: ids of units that were in an earlier snapshot and have not ended since, if there
         was one.
         """
-        self._round += 1
-        self._complete = True
+        self._kept.begin()
         begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         rows = self._rows()
         self._discover(rows)
@@ -139,7 +118,7 @@ class CgroupReader:
             wall_unix_ns=time.time_ns(),
             root=root,
             units=list(units.values()),
-            complete=self._complete,
+            complete=self._kept.complete,
             nested_oom_kills=self._plan.memory_v2,
             ends=seen.ends,
             seen_boottime_ns=begun,
@@ -161,7 +140,7 @@ class CgroupReader:
         """Memory and pids of the host and the units of the last walk, by the descriptors at hand."""
         out = []
         for unit in (*self._units.values(), self._root):
-            if unit.no_files_until > self._round:
+            if unit.no_files_until > self._kept.round:
                 continue
             files = unit.files
             has_memory = self._there(files[_MEMORY])
@@ -173,19 +152,19 @@ class CgroupReader:
                 inactive = self._inactive(files) if has_memory else None
                 pids = parse.number(self._text(files[_PIDS])) if has_pids else None
                 out.append(MemorySample(unit.cgroup_id, current, inactive, pids))
-            except _Gone:
+            except Gone:
                 continue
         return out
 
     def close(self) -> None:
         """The probes stay open: they are their owner's."""
         for unit in (*self._units.values(), self._root):
-            self._close_files(unit)
+            self._kept.close(unit.files)
         self._units.clear()
 
     @property
     def open_files(self) -> int:
-        return self._open
+        return self._kept.open
 
     def _rows(self) -> dict[int, RawRow] | None:
         """What the probes saw walking all cgroups just now."""
@@ -213,10 +192,10 @@ class CgroupReader:
         """Ends and traffic. Units that turn out to have ended leave the living ones."""
         living = {cgroup_id: reading.path for cgroup_id, reading in units.items()}
         try:
-            seen = self._ends.read(living, known, rows, self._complete)
+            seen = self._ends.read(living, known, rows, self._kept.complete)
         except BpfError as error:
             # Whoever ended is not seen now, and must not be taken for lost.
-            self._complete = False
+            self._kept.complete = False
             self.probes.drop(error)
             return Seen()
         for end in seen.ends:
@@ -233,7 +212,7 @@ class CgroupReader:
             return None, []
 
     def _discover(self, rows: dict[int, RawRow] | None) -> None:
-        due = self._round % WALK_DIRECTORIES_EVERY == 1
+        due = self._kept.round % WALK_DIRECTORIES_EVERY == 1
         if rows is None or due or not self.probes.watches_ends or not self._follow(rows):
             self._walk_directories()
         self._walked = frozenset(rows or ())
@@ -277,15 +256,15 @@ class CgroupReader:
                 with os.scandir(base + path) as entries:
                     children = [(e.name, e.inode(), e) for e in entries if e.is_dir(follow_symlinks=False)]
             except OSError as error:
-                if error.errno not in _GONE:
+                if error.errno not in GONE:
                     # Not readable is not ended: what was known below stays until its own files say so.
-                    self._complete = False
+                    self._kept.complete = False
                     found |= {i: u for i, u in self._units.items() if u.path.startswith(f"{path}/")}
                 continue
             children.sort(reverse=True, key=lambda child: child[0])
             for name, cgroup_id, entry in children:
                 if len(found) >= MAX_UNITS or depth >= MAX_DEPTH:
-                    self._complete = False
+                    self._kept.complete = False
                     break
                 child = f"{path}/{name}"
                 unit = self._units.get(cgroup_id)
@@ -306,16 +285,16 @@ class CgroupReader:
                     stack.append((child, inside or is_unit, cgroup_id if is_unit else enclosing, depth + 1))
         for cgroup_id, unit in self._units.items():
             if found.get(cgroup_id) is not unit:
-                self._close_files(unit)
+                self._kept.close(unit.files)
         self._units = found
 
-    def _files(self, path: str, root: bool = False) -> tuple[_File | None, ...]:
+    def _files(self, path: str, root: bool = False) -> tuple[File | None, ...]:
         plan = self._plan
-        files: list[_File | None] = [None] * 16
+        files: list[File | None] = [None] * 16
 
         def put(slot: int, base: Path | None, name: str) -> None:
             if base is not None:
-                files[slot] = _File(f"{base}{path}/{name}")
+                files[slot] = File(f"{base}{path}/{name}")
 
         if plan.tree_is_v2:
             put(_CPU, plan.tree, "cpu.stat")
@@ -366,7 +345,7 @@ class CgroupReader:
         told: tuple[int | None, ...] = ()
         if row is not None:
             knows, told = row[FLAGS], as_files.counters(row)
-            if knows & _ROW_USUAL == _ROW_CPU | _ROW_PRESSURE and unit.no_files_until > self._round:
+            if knows & _ROW_USUAL == _ROW_CPU | _ROW_PRESSURE and unit.no_files_until > self._kept.round:
                 return Reading(unit.cgroup_id, unit.path, unit.enclosing_id, told)
         files = unit.files
         try:
@@ -389,7 +368,7 @@ class CgroupReader:
                 pids,
                 pids_peak,
             )
-        except _Gone:
+        except Gone:
             return None
         unit.no_files_until = min(
             f.missing_until for slot in _FILES_BESIDE_ROWS if (f := files[slot]) is not None
@@ -418,7 +397,7 @@ class CgroupReader:
             cpu = (*cpu[:3], stat.get(b"nr_periods"), stat.get(b"nr_throttled"), stat.get(b"throttled_time"))
         return cpu
 
-    def _memory(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, ...]:
+    def _memory(self, files: tuple[File | None, ...], row: RawRow | None) -> tuple[int | None, ...]:
         """Current, inactive file, peak, limit; OOM kills."""
         if row is not None and self._plan.memory_v2:
             memory, peak, limit = as_files.memory(row)
@@ -434,7 +413,7 @@ class CgroupReader:
             parse.field(text(files[_OOM]), b"oom_kill"),
         )
 
-    def _io(self, files: tuple[_File | None, ...]) -> dict[str, DeviceCounters] | None:
+    def _io(self, files: tuple[File | None, ...]) -> dict[str, DeviceCounters] | None:
         if not self._there(files[_IO]) or (io_text := self._text(files[_IO])) is None:
             return None
         v2 = self._plan.io_v2
@@ -442,14 +421,14 @@ class CgroupReader:
         # The file is there and empty: no device has been used yet. It counts from here.
         return {} if io is None else parse.whole_devices(io)
 
-    def _pids(self, files: tuple[_File | None, ...], row: RawRow | None) -> tuple[int | None, int | None]:
+    def _pids(self, files: tuple[File | None, ...], row: RawRow | None) -> tuple[int | None, int | None]:
         if row is not None and self._plan.pids_v2:
             return as_files.pids(row)
         if not self._there(files[_PIDS]) or (pids_text := self._text(files[_PIDS])) is None:
             return None, None
         return parse.number(pids_text), parse.number(self._text(files[_PIDS_PEAK]))
 
-    def _pressure(self, files: tuple[_File | None, ...]) -> tuple[int | None, ...]:
+    def _pressure(self, files: tuple[File | None, ...]) -> tuple[int | None, ...]:
         text, pressure = self._text, parse.pressure
         cpu, memory = pressure(text(files[_PSI_CPU])), pressure(text(files[_PSI_MEMORY]))
         return *cpu, *memory, *pressure(text(files[_PSI_IO]))
@@ -462,18 +441,14 @@ class CgroupReader:
         """
         try:
             text = self._text(unit.files[_THROTTLE])
-        except _Gone:
+        except Gone:
             text = None
         if text is None:
             return (None, None, None) if unit.quota_below else own
         unit.quota_below = True
         return parse.cpu_stat(text)[3:]
 
-    def _there(self, file: _File | None) -> bool:
-        """Whether a controller's first file is worth a look: its others are absent where it is."""
-        return file is not None and file.missing_until <= self._round
-
-    def _inactive(self, files: tuple[_File | None, ...]) -> int | None:
+    def _inactive(self, files: tuple[File | None, ...]) -> int | None:
         key = b"inactive_file" if self._plan.memory_v2 else b"total_inactive_file"
         return parse.field(self._text(files[_MEMORY_STAT]), key)
 
@@ -501,63 +476,6 @@ class CgroupReader:
             reading.memory_inactive_file_bytes,
         )
 
-    def _text(self, file: _File | None) -> bytes | None:
-        """The file's text; None when it cannot be read now. Raises _Gone when the *tree's* cgroup has ended:
-        a cgroup missing from another hierarchy costs its fields only, since ended units never come back.
-        """
-        if file is None or file.missing_until > self._round:
-            return None
-        try:
-            if file.fd >= 0:
-                data = os.pread(file.fd, READ_BYTES, 0)
-                return data if len(data) < READ_BYTES else _whole_file(file.fd)
-            fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.ENODEV and file.path.startswith(self._tree_prefix):
-                raise _Gone from None
-            if error.errno not in _ABSENT:
-                self._complete = False
-            if file.fd < 0:
-                file.missing_until = self._round + RETRY_MISSING_EVERY
-            return None
-        try:
-            data = _whole_file(fd)
-        except OSError as error:
-            os.close(fd)
-            if error.errno == errno.ENODEV and file.path.startswith(self._tree_prefix):
-                raise _Gone from None
-            if error.errno not in _ABSENT:
-                self._complete = False
-            return None
-        file.missing_until = 0
-        if self._open < self._max_open:
-            file.fd = fd
-            self._open += 1
-        else:
-            os.close(fd)
-        return data
-
     def _forget(self, unit: _Unit) -> None:
-        self._close_files(unit)
+        self._kept.close(unit.files)
         del self._units[unit.cgroup_id]
-
-    def _close_files(self, unit: _Unit) -> None:
-        for file in unit.files:
-            if file is not None and file.fd >= 0:
-                os.close(file.fd)
-                file.fd = -1
-                self._open -= 1
-
-
-def _whole_file(fd: int) -> bytes:
-    data = os.pread(fd, READ_BYTES, 0)
-    while len(data) % READ_BYTES == 0 and data and len(data) < MAX_FILE_BYTES:
-        more = os.pread(fd, READ_BYTES, len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-class _Gone(Exception):
-    """The cgroup ended while it was being read."""

@@ -16,9 +16,10 @@ import pytest
 from agent.meter.identity import role
 from agent.meter.model import COUNTERS, Reading, Snapshot
 from agent.read import host, plan
-from agent.read.cgroupfs import RETRY_MISSING_EVERY, CgroupReader
+from agent.read.cgroupfs import CgroupReader
 from agent.read.dump import dump_tree
 from agent.read.host import HostError, Mode
+from agent.read.kept_files import RETRY_MISSING_EVERY
 from bench.cgroups import Cgroup, v2_root
 from tests.agent.fakehost import BOOT, CONTAINER, FakeHost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -27,19 +28,19 @@ def test_labels_are_learned_while_a_short_container_lives(tmp_path: Path, ours: 
         "labels": {"docker_socket": str(tmp_path / "docker.sock")},
         "owners": {"rules": [{"label": {"customer": "*"}, "tenant_from": {"label": "customer"}}]},
     }
-    with probe_set.loaded(tmp_path) as probes, docker(tmp_path / "docker.sock", answer) as asked:
+    with probe_set.loaded(tmp_path) as probes, contextlib.ExitStack() as stack:
         raw["read"] = {"probes_dir": str(probes.directory)}
         settings = msgspec.convert(raw, Settings, dec_hook=lambda kind, value: kind(value))
         spool = Spool.open(tmp_path / "spool", AGENT, settings.spool.max_bytes, time.time_ns())
         loop = MeterLoop(settings, spool, _catalogue(settings), Tally())
         try:
             assert loop.start()
-            before = len(asked)
+            asked = stack.enter_context(docker(tmp_path / "docker.sock", answer))
             short = ours.child(f"docker-{ID}.scope")
             loop.meet_newborn()
-            assert len(asked) == before + 1
+            assert len(asked) == 1
             loop.meet_newborn()
-            assert len(asked) == before + 1, "nobody new, and asked again"
+            assert len(asked) == 1, "nobody new, and asked again"
             short.remove()
             time.sleep(0.3)
             loop.tick()
