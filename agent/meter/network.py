@@ -28,6 +28,8 @@ class NetworkBase(msgspec.Struct, frozen=True, array_like=True):
     read_unix_ns: int
     """End of the interval in which they were read."""
     entries: dict[int, Traffic]
+    read_out: bool = False
+    """The probes were unloaded and then read once more: nothing was counted since."""
 
 
 class Gains(msgspec.Struct, frozen=True):
@@ -58,8 +60,10 @@ def gains(before: NetworkBase | None, networks: Sequence[Network], read_unix_ns:
             total = by_unit.setdefault(unit_id, [0] * len(NETWORK))
             for slot, delta in enumerate(_difference(old, now)):
                 total[slot] += delta
-        after = None if network.unloaded else NetworkBase(network.load_id, read_unix_ns, entries)
-    gone = before is not None and bool(networks) and before.load_id not in {n.load_id for n in networks}
+        after = NetworkBase(network.load_id, read_unix_ns, entries, network.unloaded)
+    if before is None or before.read_out or not networks:
+        return Gains(by_unit, after, None)
+    gone = before.load_id not in {network.load_id for network in networks}
     return Gains(by_unit, after, before if gone else None)
 
 

@@ -205,6 +205,27 @@ def test_probes_loaded_anew_under_the_agent_cost_neither_a_byte_nor_a_gap() -> N
     assert whole.stretches[-1].coverage == pb.COVERAGE_EXITS | pb.COVERAGE_NETWORK
 
 
+def test_pins_that_were_away_for_a_moment_are_not_counted_from_zero_again() -> None:
+    gone = taken(
+        110,
+        root(0),
+        reading(7, 0),
+        networks=[Network(LOAD, [traffic(7, 7, 10)], unloaded=True)],
+        probes=None,
+        unloaded=[MARK],
+    )
+    before = step(watched(reading(7, 0)), gone)
+    assert row(before, 7).values[NETWORK_BITS[0]] == 10
+    nothing = step(persisted(before.baseline), taken(120, root(0), reading(7, 0), probes=None))
+    back = taken(130, root(0), reading(7, 0), networks=[Network(LOAD, [traffic(7, 7, 12)])])
+    after = step(nothing.baseline, back)
+    assert row(after, 7).values[NETWORK_BITS[0]] == 2
+    fresh = taken(130, root(0), reading(7, 0), networks=[Network(LOAD + 1, [traffic(7, 7, 12)])])
+    loaded_anew = step(nothing.baseline, fresh)
+    assert row(loaded_anew, 7).values[NETWORK_BITS[0]] == 12
+    assert loaded_anew.gaps == []
+
+
 def test_probes_loaded_anew_while_no_agent_ran_leave_a_gap_and_count_from_zero() -> None:
     before = step(
         watched(reading(7, 0)),

@@ -207,11 +207,11 @@ class _Round:
         buried = self._buried.get(cgroup_id)
         if buried is not None:
             return buried.parent_id, buried.path
+        if self._rows is not None and (row := self._rows.get(cgroup_id)) is not None:
+            return row[PARENT_ID], ""
         birth = self._probes.birth(cgroup_id)
         if birth is not None:
             return birth.parent_id, "" if birth.flags & Knows.PATH_CUT else birth.path
-        if self._rows is not None and (row := self._rows.get(cgroup_id)) is not None:
-            return row[PARENT_ID], ""
         # Released since the tombstones were read: births are deleted after the tombstone was written.
         late = self._probes.tombstone(cgroup_id)
         return (late.parent_id, late.path) if late is not None else None

@@ -81,8 +81,11 @@ class ProbeSet:
                 return State.ABSENT
             links = _links(self.directory)
             value = self.maps["about"].lookup(records.FIRST)
-        except (OSError, BpfError):
+        except (FileNotFoundError, NotADirectoryError):
             return State.ABSENT
+        except (OSError, BpfError):
+            # What is open stays readable; whether it still counts cannot be told.
+            return State.UNREADABLE
         fresh = records.about(value or bytes(self.maps["about"].value_size))
         if fresh.programs_boottime_ns != self.about.programs_boottime_ns:
             self.about, self.has, self._links = fresh, Has(fresh.has), links

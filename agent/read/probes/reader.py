@@ -80,6 +80,7 @@ class Probes:
                 self.standing = Refusal(state, _TEXTS.get(state, "unloaded while it was adopted"))
             else:
                 self.standing = found
+                self.sizes = {}
         if self.standing.state is not before.state:
             self._say(before.state)
 
@@ -217,5 +218,6 @@ _COUNTING = (State.ATTACHED, State.READ_ONLY)
 _TEXTS = {
     State.ATTACHED: "attached",
     State.READ_ONLY: "attached, but this user may not empty the maps: add it to the group that owns the pins",
+    State.UNREADABLE: "the pins may no longer be looked at: give them back to the group of the agent's user",
     State.DETACHED: "links were removed: run `weighbridge-probes unload`, then `weighbridge-probes load`",
 }
