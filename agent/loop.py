@@ -156,7 +156,7 @@ class MeterLoop:
         self._reader.close()
         self.probes.close()
 
-    def _read(self, known: frozenset[int] | None = None) -> Snapshot:
+    def _read(self, known: frozenset[int] = frozenset()) -> Snapshot:
         snapshot = self._reader.read(known)
         self.state.last_reading_unix = time.time()
         self.state.complete = snapshot.complete

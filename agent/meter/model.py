@@ -141,9 +141,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     ends: list[End] = []
     """Units that were removed, each at every reading until its counters are final and it is forgotten."""
     seen_boottime_ns: int = 0
-    """Every unit born before this instant is in this snapshot, or was in an earlier one ..."""
-    ends_wait: bool = False
-    """... unless more had ended than one snapshot holds, and the rest comes with the next."""
+    """Every unit born before this instant is in this snapshot, or was in an earlier one."""
     networks: list[Network] = []
     """The last is that of the probes that are there now, an earlier one of probes unloaded since the last reading."""
     probes: ProbeMark | None = None

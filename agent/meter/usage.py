@@ -230,7 +230,7 @@ def step(previous: Baseline, snapshot: Snapshot, tenant_of: TenantOf, cadence: C
         root=root,
         units=states,
         complete=snapshot.complete,
-        seen_boottime_ns=previous.seen_boottime_ns if snapshot.ends_wait else snapshot.seen_boottime_ns,
+        seen_boottime_ns=snapshot.seen_boottime_ns,
         closed=closed,
         network=traffic.after,
         probes=snapshot.probes,

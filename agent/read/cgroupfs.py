@@ -91,10 +91,9 @@ class CgroupReader:
         self._root = _Unit(ROOT_ID, "/", ROOT_ID, Role.UNIT)
         self._root.files = self._files("", root=True)
 
-    def read(self, known: frozenset[int] | None = None) -> Snapshot:
+    def read(self, known: frozenset[int] = frozenset()) -> Snapshot:
         """A snapshot of every unit. Living units are read first, then ends, and the root last, whose counters so
-        cover theirs. `known`: ids of units that were in an earlier snapshot and have not ended since, if there
-        was one.
+        cover theirs. `known`: ids of units that were in an earlier snapshot and have not ended since.
         """
         self._kept.begin()
         begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -122,7 +121,6 @@ class CgroupReader:
             nested_oom_kills=self._plan.memory_v2,
             ends=seen.ends,
             seen_boottime_ns=begun,
-            ends_wait=seen.deferred,
             networks=seen.networks,
             probes=mark,
             unloaded=unloaded,
@@ -186,9 +184,7 @@ class CgroupReader:
             with contextlib.suppress(OSError), open(f"{path}/cpu.stat", "rb") as file:
                 file.read()
 
-    def _see(
-        self, units: dict[int, Reading], known: frozenset[int] | None, rows: dict[int, RawRow] | None
-    ) -> Seen:
+    def _see(self, units: dict[int, Reading], known: frozenset[int], rows: dict[int, RawRow] | None) -> Seen:
         """Ends and traffic. Units that turn out to have ended leave the living ones."""
         living = {cgroup_id: reading.path for cgroup_id, reading in units.items()}
         try:

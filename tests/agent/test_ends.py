@@ -128,12 +128,6 @@ def test_a_new_spool_opens_ended_units_at_what_they_had_used() -> None:
     assert found.flags & pb.ROW_FLAG_FINAL
 
 
-def test_ends_that_had_to_wait_for_the_next_reading_are_still_new_then() -> None:
-    first = step(watched(), taken(110, root(900), ends=(end(7, 300),), ends_wait=True))
-    second = step(first.baseline, taken(120, root(900), ends=(end(8, 400, born_s=106),)))
-    assert cpu(second, 8) == 400
-
-
 def test_the_memory_of_a_unit_ends_with_it() -> None:
     mib = 1 << 20
     before = watched(reading(7, 0, memory_current_bytes=mib, memory_inactive_file_bytes=0))

@@ -48,7 +48,7 @@ def test_every_short_life_leaves_a_tombstone_with_the_cpu_time_that_cpu_stat_sai
         assert tombstone.born_boottime_ns < tombstone.removed_boottime_ns < tombstone.released_boottime_ns
         assert Knows.CPU in Knows(tombstone.flags)
     assert not set(usage) & set(births(probes)), "what was released is no longer alive"
-    assert not any(overflow(probes))
+    assert not any(overflow(probes)._replace(wakes=0, paths_cut=0))
 
 
 def test_a_birth_is_on_record_while_the_cgroup_lives(probes: ProbeSet, ours: Cgroup) -> None:
@@ -208,7 +208,8 @@ def test_a_ring_buffer_that_nobody_reads_costs_wakes_and_nothing_else(probes: Pr
     until(lambda: released() == 4_500)
     counted = overflow(probes)
     assert counted.wakes >= 400
-    assert counted._replace(wakes=0) == (0,) * len(counted)
+    # The programs see the whole host: others may have long paths.
+    assert counted._replace(wakes=0, paths_cut=0) == (0,) * len(counted)
 
 
 def _burn(cgroup: Cgroup, seconds: float) -> int:

@@ -236,6 +236,21 @@ def test_more_ends_than_one_reading_takes_come_with_the_next_ones(
         assert (received, last) == (TALKED, 1)
 
 
+def test_more_cgroups_than_the_snapshot_holds_are_read_from_their_files(
+    ours: Cgroup, tmp_path: Path, new_reader: Callable[[Path | None], CgroupReader]
+) -> None:
+    with probe_set.loaded(tmp_path, "--max-cgroups", "3") as small:
+        reader = new_reader(small.directory)
+        units = [ours.child(f"wb-{number}.scope") for number in range(6)]
+        for _ in range(2):
+            found = mine(reader.read(), ours)
+            assert found.keys() == {unit.cgroup_id for unit in units}
+            assert all(reading.counters[0] == 0 for reading in found.values())
+        assert reader.probes.rows() is None
+        assert reader.probes.overflow.snapshot_rows > 0
+        assert reader.probes.overflow.births > 0
+
+
 @pytest.mark.root
 def test_sources_may_change_under_a_unit_without_a_reset(
     ours: Cgroup, loaded: ProbeSet, new_reader: Callable[[Path | None], CgroupReader]

@@ -19,8 +19,6 @@ from agent.read.probes.records import PARENT_ID, Knows, RawRow, Tombstone
 from agent.read.probes.units import UnitPaths
 
 ROOT_ID = 1
-MAX_NEW_ENDS = 10_000
-"""Ends of units nobody has heard of, in one reading. Further ones wait in the kernel's map for the next."""
 LOOK_AGAIN_TIMES, LOOK_AGAIN_SECONDS = 5, 0.01
 
 
@@ -32,7 +30,6 @@ class Seen:
     networks: list[Network] = field(default_factory=list)
     forgettable: list[int] = field(default_factory=list)
     """Cgroups that are no units and will not come back: to be deleted once their traffic is durable."""
-    deferred: bool = False
 
 
 class Ends:
@@ -46,17 +43,16 @@ class Ends:
     def read(
         self,
         living: Mapping[int, str],
-        known: frozenset[int] | None,
+        known: frozenset[int],
         rows: Mapping[int, RawRow] | None,
         complete: bool,
     ) -> Seen:
-        """`living`: units by id, with their paths. `known`: units of the baseline, whose ends are wanted in any
-        case; None if there is no baseline and all are. `rows`: the walk. `complete`: a known unit that is not
-        living has ended.
+        """`living`: units by id, with their paths. `known`: units of the baseline. `rows`: the walk. `complete`: a
+        known unit that is not living has ended.
         """
         round_ = _Round(self._probes, self._paths, living, known, rows)
         round_.read_tombstones()
-        if known and complete and self._probes.watches_ends:
+        if complete and self._probes.watches_ends:
             round_.look_again(known - living.keys())
         round_.read_traffic(self._ownerless)
         self._ownerless = round_.ownerless
@@ -69,7 +65,7 @@ class _Round:
         probes: Probes,
         paths: UnitPaths,
         living: Mapping[int, str],
-        known: frozenset[int] | None,
+        known: frozenset[int],
         rows: Mapping[int, RawRow] | None,
     ) -> None:
         self.seen = Seen()
@@ -78,25 +74,15 @@ class _Round:
         self._by_path: dict[str, int] | None = None
         self._buried: dict[int, Tombstone] = {}
         self._ended: set[int] = set()
-        self._deferred: set[int] = set()
 
     def read_tombstones(self) -> None:
         loads = {}
         for load_id, tombstone in self._probes.tombstones():
             self._buried[tombstone.cgroup_id] = tombstone
             loads[tombstone.cgroup_id] = load_id
-        new = 0
         for cgroup_id, tombstone in self._buried.items():
-            released = tombstone.released_boottime_ns != 0
-            if not self._is_unit(tombstone):
-                continue
-            if released and self._known is not None and cgroup_id not in self._known:
-                new += 1
-                if new > MAX_NEW_ENDS:
-                    self._deferred.add(cgroup_id)
-                    continue
-            self._add(tombstone, loads[cgroup_id])
-        self.seen.deferred = bool(self._deferred)
+            if self._is_unit(tombstone):
+                self._add(tombstone, loads[cgroup_id])
 
     def _add(self, tombstone: Tombstone, load_id: int) -> None:
         enclosing_id = self._unit_around(tombstone.parent_id, tombstone.path)
@@ -140,10 +126,7 @@ class _Round:
         self.seen.forgettable += [
             cgroup_id
             for cgroup_id, tombstone in self._buried.items()
-            if tombstone.released_boottime_ns
-            and cgroup_id not in self._ended
-            and cgroup_id not in self._deferred
-            and not self._waits_for_deferred(tombstone)
+            if tombstone.released_boottime_ns and cgroup_id not in self._ended
         ]
 
     def _owner(self, cgroup_id: int, ownerless_before: set[int]) -> int | None:
@@ -158,24 +141,17 @@ class _Round:
                 self.seen.forgettable.append(cgroup_id)
             return ROOT_ID
         parent_id, path = place
-        if cgroup_id in self._deferred:
-            return None
         unit_id = cgroup_id if path and self._paths.is_unit(path) else self._unit_around(parent_id, path)
         if unit_id == ROOT_ID or unit_id in self._living or unit_id in self._ended:
             return unit_id
         buried = self._buried.get(cgroup_id)
-        if buried is not None and buried.released_boottime_ns and unit_id not in self._deferred:
+        if buried is not None and buried.released_boottime_ns:
             # Its unit has had its last row.
             return ROOT_ID
         return None
 
-    def _waits_for_deferred(self, tombstone: Tombstone) -> bool:
-        return bool(self._deferred) and (
-            self._unit_around(tombstone.parent_id, tombstone.path) in self._deferred
-        )
-
     def _is_unit(self, tombstone: Tombstone) -> bool:
-        if tombstone.cgroup_id in self._living or tombstone.cgroup_id in (self._known or ()):
+        if tombstone.cgroup_id in self._living or tombstone.cgroup_id in self._known:
             return True
         # Whose name is cut is nobody: it is counted with what it lies in.
         return not tombstone.flags & Knows.PATH_CUT and self._paths.is_unit(tombstone.path)

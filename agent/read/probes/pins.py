@@ -100,7 +100,8 @@ class ProbeSet:
             with self._alone():
                 self._walk()
                 sequence, count = records.head(snapshot.lookup(records.FIRST) or b"")
-                if sequence % 2 or count >= snapshot.max_entries:
+                # A full snapshot may lack cgroups that live: whoever is not in it must not be taken for gone.
+                if sequence % 2 or count + 1 >= snapshot.max_entries:
                     return None
                 elements = snapshot.first(count + 1)
                 # Whoever does not keep the lock may have had it written anew meanwhile.
