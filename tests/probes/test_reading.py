@@ -196,46 +196,6 @@ def test_a_unit_that_ends_takes_its_traffic_and_its_last_microsecond_with_it(
 
 
 @pytest.mark.root
-def test_more_ends_than_one_reading_takes_come_with_the_next_ones(
-    ours: Cgroup,
-    loaded: ProbeSet,
-    new_reader: Callable[[Path | None], CgroupReader],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("agent.read.probes.ends.MAX_NEW_ENDS", 2)
-    reader = new_reader(loaded.directory)
-    baseline = usage.begin(reader.read(), "", everybody, [])
-    used = {}
-    for number in range(5):
-        short = ours.child(f"docker-{number:064x}.scope")
-        inner = short.child("inner")
-        run_inside(inner, TALK)
-        time.sleep(0.05)
-        used[short.cgroup_id] = short.cpu_usage_ns()
-        short.remove()
-    time.sleep(0.5)
-    billed: dict[int, list[int]] = {cgroup_id: [0, 0, 0] for cgroup_id in used}
-    waited = 0
-    for _ in range(200):
-        snapshot = reader.read(frozenset(baseline.units))
-        waited += snapshot.ends_wait
-        outcome = usage.step(baseline, snapshot, everybody, CADENCE)
-        baseline = outcome.baseline
-        reader.forget_ends(baseline.closed)
-        for found in outcome.usages:
-            if found.cgroup_id in billed:
-                total = billed[found.cgroup_id]
-                total[0] += found.values[0]
-                total[1] += found.values[NETWORK_BITS[0]]
-                total[2] += bool(found.flags & pb.ROW_FLAG_FINAL)
-        if all(total[2] for total in billed.values()):
-            break
-    assert waited >= 2
-    for cgroup_id, (cpu_ns, received, last) in billed.items():
-        assert abs(cpu_ns - used[cgroup_id]) <= 1_000
-        assert (received, last) == (TALKED, 1)
-
-
 def test_more_cgroups_than_the_snapshot_holds_are_read_from_their_files(
     ours: Cgroup, tmp_path: Path, new_reader: Callable[[Path | None], CgroupReader]
 ) -> None:
