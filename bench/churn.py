@@ -128,9 +128,9 @@ def _remove(path: Path) -> None:
 
 
 def _settle(probes: ProbeSet) -> None:
-    """Until the agent has emptied the maps, or does not get any further."""
+    """Until the agent, which reads every ten seconds, has emptied the maps, or does not get any further."""
     last, still = -1, 0
-    while still < 5:
+    while still < 15:
         time.sleep(1.0)
         now = probes.status()["maps"]["tombstones"]["elements"]
         still = still + 1 if now >= last >= 0 else 0
