@@ -22,6 +22,7 @@ from wire.v1 import usage_pb2 as pb
 
 
 @pytest.mark.root
+@pytest.mark.timeout(60)
 def test_labels_are_learned_while_a_short_container_lives(tmp_path: Path, ours: Cgroup) -> None:
     answer = containers({"Id": ID, "Names": ["/nightly"], "Labels": {"customer": "globex"}})
     raw = {
@@ -42,7 +43,8 @@ def test_labels_are_learned_while_a_short_container_lives(tmp_path: Path, ours: 
             loop.meet_newborn()
             assert len(asked) == 1, "nobody new, and asked again"
             short.remove()
-            time.sleep(0.3)
+            while (found := loop.probes.tombstone(short.cgroup_id)) is None or not found.released_boottime_ns:
+                time.sleep(0.02)
             loop.tick()
             rows = [
                 (batch.tenant, batch.containers.name[row], batch.row_flags[row] & pb.ROW_FLAG_FINAL)

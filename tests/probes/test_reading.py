@@ -69,14 +69,17 @@ def run_inside(cgroup: Cgroup, code: str) -> None:
     cgroup.wait_empty()
 
 
-def until_released(reader: CgroupReader, known: frozenset[int], cgroup_id: int) -> Snapshot:
-    deadline = time.monotonic() + 20
-    while True:
-        snapshot = reader.read(known)
-        if any(end.released for end in snapshot.ends if end.reading.cgroup_id == cgroup_id):
-            return snapshot
+def wait_released(reader: CgroupReader, cgroup_id: int) -> None:
+    """The kernel lets go of a cgroup some time after its removal."""
+    deadline = time.monotonic() + 30
+    while (found := reader.probes.tombstone(cgroup_id)) is None or not found.released_boottime_ns:
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def until_released(reader: CgroupReader, known: frozenset[int], cgroup_id: int) -> Snapshot:
+    wait_released(reader, cgroup_id)
+    return reader.read(known)
 
 
 @pytest.mark.root
@@ -159,7 +162,7 @@ def test_the_end_and_the_traffic_of_what_is_nested_belong_to_the_container(
     run_inside(gone, TALK)
     run_inside(stays, TALK)
     gone.remove()
-    time.sleep(0.3)
+    wait_released(reader, gone.cgroup_id)
     outcome = usage.step(baseline, reader.read(frozenset(baseline.units)), everybody, CADENCE)
     (found,) = [u for u in outcome.usages if u.cgroup_id == container.cgroup_id]
     assert found.values[NETWORK_BITS[0]] == found.values[NETWORK_BITS[1]] - 0 == 2 * TALKED
