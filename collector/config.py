@@ -11,6 +11,7 @@ import msgspec
 from collector.decide.validate import Bounds
 from collector.errors import CollectorError
 from wire.daemon.settings import Bytes, Seconds, SettingsError, load
+from wire.limits import MAX_BATCH_BYTES
 
 DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
@@ -94,6 +95,64 @@ class Validation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         )
 
 
+Rate = Annotated[float, D(ge=0.001, le=1_000_000)] | Literal["unlimited"]
+Burst = Annotated[float, D(ge=62, le=1_000_000_000)]
+"""At least a token more than the heaviest batch weighs, so that each one can go on some day."""
+_MOST_PARKED = 10_000_000
+_ParkBatches = Annotated[int, D(ge=0, le=_MOST_PARKED)]
+
+
+class TenantPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One tenant's plan, by the tenant's name. What it leaves out is as in `admission`."""
+
+    rate: Annotated[Rate | None, D(description="tokens a second")] = None
+    burst: Annotated[Burst | None, D(description="tokens; null with a `rate`: what it gives in a minute")] = (
+        None
+    )
+    park: Annotated[Bytes | None, D(description="bytes that may wait")] = None
+    park_batches: Annotated[_ParkBatches | None, D(description="batches that may wait")] = None
+
+
+class AdmissionSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How much of each tenant goes on at once. A batch weighs 0.1 tokens, 0.01 a row and 0.05 a KiB; what is over
+    the rate is parked, durably, and released in order as tokens come in."""
+
+    rate: Annotated[
+        Rate, D(description="tokens a second of a tenant without a plan of its own, 0.001 to 1000000")
+    ] = "unlimited"
+    burst: Annotated[
+        Burst | None,
+        D(description="tokens that may be used at once, 62 or more; null: what the rate gives in a minute"),
+    ] = None
+    park: Annotated[
+        Bytes,
+        D(
+            description="bytes of a tenant that may wait, 1MiB or more; beyond it RETRY, and agents keep them. 0: no parking"
+        ),
+    ] = Bytes(1 << 30)
+    park_batches: Annotated[
+        int,
+        D(
+            description="batches of a tenant that may wait; each takes 200 bytes of memory",
+            ge=0,
+            le=_MOST_PARKED,
+        ),
+    ] = 100_000
+    tenants: Annotated[dict[str, TenantPlan], D(description="plans by tenant")] = {}
+
+
+class Shared(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What several collectors have in common."""
+
+    redis: Annotated[
+        str,
+        D(
+            description="token buckets in Redis: redis://HOST:PORT/0, rediss:// with TLS, unix://PATH; empty: none"
+        ),
+    ] = ""
+    cluster: Annotated[bool, D(description="whether that is a Redis Cluster")] = False
+
+
 class Port(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """/metrics, /livez, /readyz."""
 
@@ -112,6 +171,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     log: Log = Log()
     limits: Limits = Limits()
     validation: Validation = Validation()
+    admission: AdmissionSettings = AdmissionSettings()
+    shared: Shared = Shared()
     local_port: Port = Port()
     journal_level: Annotated[
         Literal["debug", "info", "warning", "error"], D(description="lowest level written to the journal")
@@ -124,6 +185,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     @property
     def log_directory(self) -> Path:
         return self.log.directory or self.state_dir / "log"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.state_dir / "collector.sock"
 
     @property
     def external_ca(self) -> bool:
@@ -142,6 +207,15 @@ def read(path: Path | None) -> Settings:
         raise SettingsError(
             f"{path}: tls: an external CA needs certificate_file, key_file, client_ca_file and trust_domain together"
         )
+    parks = {"park": settings.admission.park}
+    parks |= {
+        f"tenants.{n}.park": p.park for n, p in settings.admission.tenants.items() if p.park is not None
+    }
+    for key, park in parks.items():
+        if 0 < park < MAX_BATCH_BYTES:
+            raise SettingsError(
+                f"{path}: admission.{key}: 0, or at least {MAX_BATCH_BYTES} bytes, so that a batch of any size fits"
+            )
     for key, address in (
         ("listen.ingest", settings.listen.ingest),
         ("listen.enrolment", settings.listen.enrolment),

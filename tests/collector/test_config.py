@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector import config
-from collector.config import Settings, read, split_address
+from collector.config import Settings, TenantPlan, read, split_address
 from collector.errors import CollectorError
-from wire.daemon.settings import SettingsError
+from wire.daemon.settings import Bytes, SettingsError
 
 
 def of(directory: Path, text: str) -> Settings:
@@ -68,6 +68,18 @@ def test_an_external_ca_is_all_four_settings_or_none(tmp_path: Path) -> None:
         ("listen: {enrolment: 'host:99999'}", "listen.enrolment: `host:99999` is no HOST:PORT"),
         ("limits: {in_flight: 257}", "collector.yaml:1: limits.in_flight"),
         ("validation:\n  tenants: acme", "collector.yaml:2: validation.tenants"),
+        ("admission: {rate: 0}", "collector.yaml:1: admission.rate: expected a number >= 0.001"),
+        ("admission: {burst: 61}", "collector.yaml:1: admission.burst: expected a number >= 62"),
+        ("admission: {tenants: {acme: {rate: -1}}}", "admission.tenants.*.rate: expected a number >= 0.001"),
+        (
+            "admission: {tenants: {acme: {rat: 1}}}",
+            "admission.tenants.acme.rat: unknown key; did you mean `rate`?",
+        ),
+        ("admission: {park: 5}", "admission.park: 0, or at least 1048576 bytes"),
+        (
+            "admission: {tenants: {acme: {park: 5}}}",
+            "admission.tenants.acme.park: 0, or at least 1048576 bytes",
+        ),
         ("ingest: x", "collector.yaml:1: ingest: unknown key; it belongs under `listen.ingest`"),
     ],
 )
@@ -76,6 +88,13 @@ def test_settings_that_cannot_work_are_refused_by_name(tmp_path: Path, text: str
         of(tmp_path, text)
     assert says in str(error.value)
     assert str(tmp_path / "collector.yaml") in str(error.value)
+
+
+def test_a_plan_says_what_it_says_and_no_more(tmp_path: Path) -> None:
+    found = of(tmp_path, "admission: {rate: 5, tenants: {acme: {rate: unlimited, park: 2MiB}}}").admission
+    assert (found.rate, found.burst, found.park) == (5.0, None, 1 << 30)
+    assert found.tenants == {"acme": TenantPlan(rate="unlimited", park=Bytes(2 << 20))}
+    assert of(tmp_path, "admission: {park: 0}").admission.park == 0
 
 
 def test_an_empty_enrolment_address_closes_that_door(tmp_path: Path) -> None:

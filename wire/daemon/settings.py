@@ -255,7 +255,7 @@ def _plain(text: str) -> str:
 def _parse_path(where: str) -> _Path:
     parts: list[str | int] = []
     for name, index in re.findall(r"\.([^.\[]+)|\[([0-9]+|\.\.\.)\]", where):
-        parts.append(name or (int(index) if index.isdigit() else index))
+        parts.append(name or (int(index) if index.isdigit() else "*"))
     return tuple(parts)
 
 

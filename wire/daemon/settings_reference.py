@@ -35,7 +35,7 @@ def _section(struct: type[msgspec.Struct], prefix: str) -> Iterator[str]:
     for key, annotation in struct_fields(struct).items():
         inner = struct_in(annotation)
         if inner is not None:
-            many = "[]" if get_origin(_bare(annotation)) is list else ""
+            many = {list: "[]", dict: ".NAME"}.get(get_origin(_bare(annotation)), "")
             nested.append((f"{prefix}.{key}{many}".lstrip("."), inner))
             if _is_section(annotation):
                 continue
@@ -87,7 +87,15 @@ def _meaning(annotation: Any) -> str:
     return meta.description + (f" ({', '.join(bounds)})" if bounds else "")
 
 
-_NAMES = {int: "number", str: "text", bool: "true or false", Path: "path", Seconds: "duration", Bytes: "size"}
+_NAMES = {
+    int: "number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    Path: "path",
+    Seconds: "duration",
+    Bytes: "size",
+}
 
 
 def _kind(annotation: Any) -> str:
