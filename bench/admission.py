@@ -1,0 +1,223 @@
+"""`./dev bench admission`: does a tenant at 100 times its rate slow the others down?
+
+Eight agents of eight tenants deliver at a steady pace, alone and beside two agents of a ninth tenant that send
+100 times what its plan allows, and what they are told to keep at once again. Both in turn, several times over, so
+that what else the machine does falls on both alike. In the end the plan is lifted, and every batch must be there.
+
+p99_ack_ms_alone, p99_ack_ms_beside   time from send to acknowledgement of the eight's deliveries
+ratio                                 beside / alone
+noisy_parked, noisy_retried           answers to the ninth: parked until its queue was full, then sent away
+released_per_s                        batches a second out of its queue once its plan is lifted
+lost                                  batches that were answered for and are not in the log
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc.aio
+
+from bench.fleet import SimulatedAgent, Stream, enrol
+from bench.site import Site
+from collector.decide.admission import weight
+from collector.decide.bucket import MICRO
+from collector.door.ca import CertificateAuthority
+from wire.statuses import Status
+from wire.tls import CHANNEL_OPTIONS
+from wire.v1 import ingest_pb2 as pb
+from wire.v1.ingest_pb2_grpc import IngestStub
+
+CALM, NOISY = 8, 2
+CALM_DELIVERIES_PER_SECOND, CALM_ITEMS = 20, 5
+NOISY_ITEMS = 50
+NOISY_RATE_TOKENS, TIMES_ITS_RATE = 5.0, 100
+NOISY_QUEUE_BATCHES = 10_000
+ROWS = 10
+ROUND_SECONDS = 3.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench admission", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a third of the rounds: noisier")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rounds = 3 if args.quick else 9
+    with tempfile.TemporaryDirectory(prefix="weighbridge-bench-") as directory, Site(Path(directory)) as site:
+        plan = {"rate": NOISY_RATE_TOKENS, "burst": 62, "park_batches": NOISY_QUEUE_BATCHES}
+        site.prepare(collector={"journal_level": "error", "admission": {"tenants": {"noisy": plan}}})
+        authority = CertificateAuthority(site.directory / "collector" / "ca")
+        site.start_collector()
+        result, delivered = asyncio.run(_measure(site, authority, rounds))
+        site.stop("collector")
+        verdict = json.loads(site.command("collector", "log", "verify", "--json").stdout)
+        assert verdict["sound"], verdict
+        result["lost"] = delivered - verdict["batches"]
+        assert result["lost"] == verdict["parked"] == 0, (delivered, verdict)
+    if not args.json:
+        print(
+            f"on {platform.release()}, {os.cpu_count()} CPUs shared with the load, Python {platform.python_version()};"
+            f" {rounds} rounds of {ROUND_SECONDS:.0f} s each way"
+        )
+    print(json.dumps(result))
+    return 0
+
+
+async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> tuple[dict[str, float], int]:
+    """(figures, batches delivered)."""
+    calm = [_Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
+    noisy = [_Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
+    for client in (*calm, *noisy):
+        await client.open()
+    deliveries = round(ROUND_SECONDS * CALM_DELIVERIES_PER_SECOND)
+    calm_pace = 1 / CALM_DELIVERIES_PER_SECOND
+    sample = Stream(noisy[0].agent.agent_id, 1, ROWS, "noisy").next()
+    tokens = NOISY_ITEMS * weight(len(sample.batch), ROWS) / MICRO
+    noisy_pace = tokens / (NOISY_RATE_TOKENS * TIMES_ITS_RATE / NOISY)
+    for client in noisy:
+        # What the queue can take, and what may be under way behind it.
+        client.store(NOISY_QUEUE_BATCHES + 1_000)
+    alone: list[float] = []
+    beside: list[float] = []
+    for into, flooding in itertools.chain([([], False)], [(alone, False), (beside, True)] * rounds):
+        work = [client.prepared(deliveries, CALM_ITEMS) for client in calm]
+        begun = asyncio.get_running_loop().time() + 0.05
+        tasks = [
+            client.send(part, begun + number * calm_pace / CALM, calm_pace, into)
+            for number, (client, part) in enumerate(zip(calm, work, strict=True))
+        ]
+        if flooding:
+            tasks += [client.flood(begun, noisy_pace, ROUND_SECONDS) for client in noisy]
+        await asyncio.gather(*tasks)
+    answers = sum((client.answers for client in noisy), Counter[int]())
+    site.ask("collector", "plan_set", tenant="noisy", plan={"rate": "unlimited"})
+    begun = time.monotonic()
+    waiting = sum(view["batches"] for view in site.ask("collector", "parked")["tenants"])
+    while site.ask("collector", "parked")["tenants"]:
+        await asyncio.sleep(0.02)
+    drained = time.monotonic() - begun
+    for client in noisy:
+        while client.refused():
+            await client.flood(asyncio.get_running_loop().time(), 0.0, 0.5)
+    for client in (*calm, *noisy):
+        await client.close()
+    assert all(set(client.answers) == {Status.STATUS_ACCEPTED} for client in calm)
+    result: dict[str, float] = {
+        "p99_ack_ms_alone": round(_p99(alone) * 1e3, 2),
+        "p99_ack_ms_beside": round(_p99(beside) * 1e3, 2),
+        "ratio": round(_p99(beside) / _p99(alone), 2),
+        "noisy_accepted": answers[Status.STATUS_ACCEPTED],
+        "noisy_parked": answers[Status.STATUS_PARKED],
+        "noisy_retried": answers[Status.STATUS_RETRY],
+        "released_per_s": round(waiting / drained),
+        "lost": 0,
+    }
+    made = sum(client.delivered for client in (*calm, *noisy))
+    return result, made
+
+
+def _p99(latencies: list[float]) -> float:
+    return sorted(latencies)[int(len(latencies) * 0.99)]
+
+
+class _Client:
+    """One agent with one open stream."""
+
+    def __init__(self, site: Site, agent: SimulatedAgent, tenant: str) -> None:
+        self.agent = agent
+        self.answers: Counter[int] = Counter()
+        self.delivered = 0
+        """Batches that a collector has answered for, other than with RETRY."""
+        self._stream = Stream(agent.agent_id, 1, ROWS, tenant)
+        self._spool: list[pb.Item] = []
+        self._sent_up_to = 0
+        address = f"127.0.0.1:{site.ports['ingest']}"
+        self._channel = grpc.aio.secure_channel(address, agent.credentials, CHANNEL_OPTIONS)
+        self._call = IngestStub(self._channel).Deliver()
+
+    async def open(self) -> None:
+        await self._call.write(self._stream.hello())
+        assert (await self._call.read()).WhichOneof("kind") == "welcome"
+
+    async def close(self) -> None:
+        await self._call.done_writing()
+        await self._channel.close()
+
+    def prepared(self, count: int, items: int) -> Iterator[pb.DeliverRequest]:
+        """Deliveries made beforehand: making them is no part of what is measured."""
+        return iter(
+            [
+                pb.DeliverRequest(delivery=pb.Delivery(items=[self._stream.next() for _ in range(items)]))
+                for _ in range(count)
+            ]
+        )
+
+    async def send(
+        self, requests: Iterator[pb.DeliverRequest], begin: float, pace: float, latencies: list[float]
+    ) -> None:
+        """Send one request every `pace` seconds, and note how long each took until all of it was answered."""
+        loop = asyncio.get_running_loop()
+        sent: asyncio.Queue[tuple[float, int] | None] = asyncio.Queue()
+
+        async def answers() -> None:
+            while (one := await sent.get()) is not None:
+                at, waiting = one
+                await self._answers(waiting)
+                latencies.append(loop.time() - at)
+
+        reader = asyncio.create_task(answers())
+        for index, request in enumerate(requests):
+            await asyncio.sleep(max(0.0, begin + index * pace - loop.time()))
+            sent.put_nowait((loop.time(), len(request.delivery.items)))
+            await self._call.write(request)
+        sent.put_nowait(None)
+        await reader
+
+    def store(self, count: int) -> None:
+        """Make what `flood` sends."""
+        self._spool = [self._stream.next() for _ in range(count)]
+
+    def refused(self) -> bool:
+        """Whether something was sent that nobody took."""
+        return bool(self._spool) and self._spool[0].seq <= self._sent_up_to
+
+    async def flood(self, begin: float, pace: float, seconds: float) -> None:
+        """Send the oldest of the spool every `pace` seconds, whatever the answers say; what is taken leaves it."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        index = 0
+        while loop.time() < ends and self._spool:
+            await asyncio.sleep(max(0.0, begin + index * pace - loop.time()))
+            index += 1
+            items = self._spool[:NOISY_ITEMS]
+            self._sent_up_to = max(self._sent_up_to, items[-1].seq)
+            await self._call.write(pb.DeliverRequest(delivery=pb.Delivery(items=items)))
+            settled = await self._answers(len(items))
+            self._spool = [item for item in items if item.seq not in settled] + self._spool[NOISY_ITEMS:]
+
+    async def _answers(self, count: int) -> set[int]:
+        """Take `count` answers; which numbers are settled."""
+        settled = set()
+        while count:
+            message = await self._call.read()
+            for answer in message.answers.answers:
+                self.answers[answer.status] += 1
+                if answer.status != Status.STATUS_RETRY:
+                    settled.add(answer.seq)
+            count -= len(message.answers.answers)
+        self.delivered += len(settled)
+        return settled
+
+
+if __name__ == "__main__":
+    sys.exit(main())
