@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.cgroups import Cgroup, burner, holder, slice_of_our_own, spawner
 from bench.site import Site
-from collector.handoff.log import Kind, Record, scan
+from collector.handoff.log import HANDED_ON, Record, scan
 from collector.log_commands import verify
 from wire.v1 import usage_pb2 as pb
 
@@ -127,7 +127,7 @@ def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[st
     batches = host_kernel = host_rows = 0
     deficit = 0
     for record in scan(log):
-        if not isinstance(record, Record) or record.kind is not Kind.ACCEPTED:
+        if not isinstance(record, Record) or record.kind not in HANDED_ON:
             continue
         batch = pb.UsageBatch.FromString(record.body)
         batches += 1

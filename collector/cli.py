@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from collector import __version__, config, log_commands
+from collector import __version__, admission_commands, config, log_commands
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
     )
     log_commands.add_commands(commands, lambda args: config.read(args.config))
+    admission_commands.add_commands(commands, _control_socket)
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
@@ -70,10 +71,12 @@ def _check_config(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    from collector.server import CONTROL_SOCKET
+def _control_socket(args: argparse.Namespace) -> Path:
+    return config.read(args.config).control_socket
 
-    answer = ask(config.read(args.config).state_dir / CONTROL_SOCKET, {"command": "status"})
+
+def _status(args: argparse.Namespace) -> int:
+    answer = ask(_control_socket(args), {"command": "status"})
     if args.json:
         print(json.dumps(answer))
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -14,17 +15,27 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from collector import __version__
-from collector.tally import LATENCY_BUCKETS_SECONDS, Tally
+from collector.decide.admission import View
+from collector.decide.bucket import MICRO
+from collector.tally import LATENCY_BUCKETS_SECONDS, MAX_TENANTS, OTHER, Tally
 
 P = "weighbridge_collector_"
 
 
 class CollectorMetrics(Collector):
-    """Reads the tally when scraped. `gauges`: name -> (help, value) of what is measured at that moment."""
+    """Reads the tally when scraped. `gauges`: (name, help, value) of what is measured at that moment; `queues`: what
+    is parked then, longest debt first.
+    """
 
-    def __init__(self, tally: Tally, gauges: Callable[[], Iterable[tuple[str, str, float]]]) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        gauges: Callable[[], Iterable[tuple[str, str, float]]],
+        queues: Callable[[], Sequence[View]],
+    ) -> None:
         self._tally = tally
         self._gauges = gauges
+        self._queues = queues
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -67,6 +78,12 @@ class CollectorMetrics(Collector):
                 "Streams that went on beyond what this collector knew.",
                 tally.adopted_streams,
             ),
+            ("released_batches", "Parked batches handed on.", tally.released_batches),
+            (
+                "unreadable_parked_batches",
+                "Parked batches whose record no longer verifies.",
+                tally.unreadable_parked,
+            ),
             ("commits", "Deliveries made durable.", tally.commits),
             ("failed_commits", "Deliveries the disk refused (METER-001).", tally.failed_commits),
         ):
@@ -74,7 +91,34 @@ class CollectorMetrics(Collector):
         yield GaugeMetricFamily(f"{P}open_streams", "Agents connected now.", tally.open_streams)
         for name, text, number in self._gauges():
             yield GaugeMetricFamily(P + name, text, number)
+        yield from self._parked()
         yield self._latency()
+
+    def _parked(self) -> Iterator[Metric]:
+        views = self._queues()
+        own, rest = views[:MAX_TENANTS], views[MAX_TENANTS:]
+        now_ns = time.time_ns()
+
+        def age_seconds(some: Sequence[View]) -> float:
+            oldest_ns = min((v.oldest_unix_ns for v in some if v.oldest_unix_ns), default=now_ns)
+            return max(0, now_ns - oldest_ns) / 1e9
+
+        for name, text, value in (
+            ("batches", "Batches that wait.", lambda some: sum(v.batches for v in some)),
+            ("bytes", "Bytes of batches that wait.", lambda some: sum(v.bytes for v in some)),
+            (
+                "debt_tokens",
+                "Tokens that must come in before all is released.",
+                lambda some: sum(v.debt for v in some) / MICRO,
+            ),
+            ("oldest_seconds", "Age of the batch that has waited longest.", age_seconds),
+        ):
+            family = GaugeMetricFamily(f"{P}tenant_parked_{name}", text, labels=["tenant"])
+            for view in own:
+                family.add_metric([view.tenant], value([view]))
+            if rest:
+                family.add_metric([OTHER], value(rest))
+            yield family
 
     def _latency(self) -> Metric:
         tally = self._tally

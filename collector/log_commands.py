@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import sys
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,9 @@ from google.protobuf.message import DecodeError
 from collector import readmission
 from collector.config import Settings
 from collector.errors import CollectorError
-from collector.handoff.log import Damage, Kind, Record, repair, scan, unfinished_bytes
+from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
+from collector.handoff.park import read_note
+from wire.identity import AgentId
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
@@ -39,16 +42,23 @@ class LogVerdict(msgspec.Struct):
     streams: int = 0
     adopted: int = 0
     """Streams that went on beyond what this log has; what came before was answered elsewhere."""
+    parked: int = 0
+    """Batches that wait in their tenants' queues at the end of the log."""
+    released: int = 0
     duplicates: list[str] = []
     missing: list[str] = []
     chain_breaks: list[str] = []
+    wrong_releases: list[str] = []
+    """Released without being parked, twice, with other bytes, or out of turn."""
     damaged: list[str] = []
     unfinished_bytes: int = 0
     """At the end, nobody was told of: being written now, or torn by a crash and cut off by the next start."""
 
     @property
     def sound(self) -> bool:
-        return not (self.duplicates or self.missing or self.chain_breaks or self.damaged)
+        return not (
+            self.duplicates or self.missing or self.chain_breaks or self.wrong_releases or self.damaged
+        )
 
 
 def add_commands(
@@ -61,12 +71,14 @@ def add_commands(
 
     log = subparsers.add_parser("log", help="the durable local log").add_subparsers(required=True)
 
-    cat = log.add_parser("cat", help="every batch, oldest first")
+    cat = log.add_parser("cat", help="every batch that was handed on, oldest first")
     cat.add_argument("--json", action="store_true", help="one object a line")
     cat.add_argument("--rows", action="store_true", help="with --json: the usage rows of each batch too")
-    cat.add_argument(
+    other = cat.add_mutually_exclusive_group()
+    other.add_argument(
         "--rejected", action="store_true", help="only what was rejected or refused, with the reason"
     )
+    other.add_argument("--parked", action="store_true", help="only what was parked, released since or not")
     cat.add_argument("--tenant", help="only this tenant's")
     cat.set_defaults(handler=lambda args: _cat(args, log_of(args)))
 
@@ -101,6 +113,7 @@ def verify(directory: Path) -> LogVerdict:
     verdict = LogVerdict()
     verdict.unfinished_bytes = unfinished_bytes(directory)
     streams: dict[tuple[str, int], _StreamCheck] = {}
+    queues = _QueueCheck()
     for record in scan(directory):
         if isinstance(record, Damage):
             verdict.damaged.append(record.place)
@@ -108,6 +121,13 @@ def verify(directory: Path) -> LogVerdict:
         if record.kind is Kind.REFUSED:
             verdict.refused += 1
             continue
+        if record.kind is Kind.RELEASED:
+            verdict.released += 1
+            if not queues.released(record):
+                verdict.wrong_releases.append(f"{record.agent_id}/{record.epoch}/{record.seq}")
+            continue
+        if record.kind is Kind.PARKED:
+            queues.parked(record)
         key = (record.agent_id, record.epoch)
         stream = streams.setdefault(key, _StreamCheck())
         name = f"{record.agent_id}/{record.epoch}/{record.seq}"
@@ -123,7 +143,7 @@ def verify(directory: Path) -> LogVerdict:
             verdict.duplicates.append(name)
             continue
         previous = None
-        if record.kind is Kind.ACCEPTED:
+        if record.kind in (Kind.ACCEPTED, Kind.PARKED):
             batch = pb.UsageBatch.FromString(record.body)
             previous = batch.previous_digest
             verdict.batches += 1
@@ -136,7 +156,34 @@ def verify(directory: Path) -> LogVerdict:
         verdict.streams += 1
         verdict.missing.extend(f"{agent_id}/{epoch}/{seq}" for seq in stream.missing())
         verdict.chain_breaks.extend(f"{agent_id}/{epoch}/{seq}" for seq in stream.chain_breaks())
+    verdict.parked = queues.waiting()
     return verdict
+
+
+class _QueueCheck:
+    """The tenants' queues as the log tells them: (offset, identity, digest) in order."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[tuple[int, AgentId, int, int, bytes]]] = {}
+
+    def parked(self, record: Record) -> None:
+        entry = (record.offset, record.agent_id, record.epoch, record.seq, record.digest)
+        self._queues.setdefault(read_note(record.note).tenant, deque()).append(entry)
+
+    def released(self, record: Record) -> bool:
+        """Whether this is the batch whose turn it was, byte for byte."""
+        note = read_note(record.note)
+        wanted = (note.parked_at, record.agent_id, record.epoch, record.seq, record.digest)
+        queue = self._queues.get(note.tenant, deque())
+        if wanted not in queue:
+            return False
+        in_turn = queue[0] == wanted
+        while queue.popleft() != wanted:
+            pass  # What was passed over is out of turn once, not for ever.
+        return in_turn
+
+    def waiting(self) -> int:
+        return sum(map(len, self._queues.values()))
 
 
 class _StreamCheck:
@@ -173,7 +220,8 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
         print(
             f"{verdict.batches} batches, {verdict.rows} rows of {verdict.streams} streams;"
             f" {verdict.rejected} rejected, {verdict.readmitted} readmitted, {verdict.refused} refused,"
-            f" {verdict.adopted} taken up midway"
+            f" {verdict.adopted} taken up midway,"
+            f" {verdict.released} released, {verdict.parked} still parked"
         )
         if verdict.unfinished_bytes:
             print(
@@ -183,6 +231,7 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
             ("delivered twice", verdict.duplicates),
             ("missing", verdict.missing),
             ("chain broken", verdict.chain_breaks),
+            ("released wrongly", verdict.wrong_releases),
             ("damaged", verdict.damaged),
         ):
             print(f"  {title:16} {len(found) or 'none'}{': ' + ', '.join(found[:10]) if found else ''}")
@@ -191,12 +240,15 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
 
 def _cat(args: argparse.Namespace, directory: Path) -> int:
     damaged = False
+    shown = HANDED_ON
+    if args.rejected or args.parked:
+        shown = frozenset((Kind.PARKED,) if args.parked else (Kind.REJECTED, Kind.REFUSED))
     for record in scan(directory):
         if isinstance(record, Damage):
             damaged = True
             print(f"damaged: {record.place}; see `log verify`", file=sys.stderr)
             continue
-        if record.kind is Kind.ADOPTED or args.rejected != (record.kind is not Kind.ACCEPTED):
+        if record.kind not in shown:
             continue
         line = describe(record, args.rows)
         if args.tenant and line.get("tenant") != args.tenant:
@@ -223,7 +275,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "digest": record.digest.hex(),
         "bytes": len(record.body),
     }
-    if record.note:
+    if record.note and record.kind not in (Kind.PARKED, Kind.RELEASED):
         reason, _, detail = record.note.decode(errors="replace").partition(" ")
         out |= {"reason": reason, "detail": detail}
     try:
@@ -252,7 +304,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
             for gap in batch.gaps
         ],
     }
-    if with_rows and record.kind is Kind.ACCEPTED:
+    if with_rows and record.kind not in (Kind.REJECTED, Kind.REFUSED):
         out["usage"] = [_row(batch, row) for row in range(len(batch.containers.cgroup_id))]
     return out
 

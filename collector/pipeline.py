@@ -4,7 +4,7 @@
     bound          is there room for what waits for the disk?
     identify       do the bytes fit their digest; was this identity here before?   decide/dedup.py
     validate       decode, and can it be true?                                     decide/validate.py
-    admit          may this tenant go on now?                                      decide/admission.py
+    admit          may this tenant go on now, or is it parked?                     decide/admission.py
     hand off       append to the durable log, many batches in one sync             handoff/log/
     acknowledge    only what is durable, in `_committed`
 
@@ -28,11 +28,12 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from collector.decide import admission
+from collector.decide.admission import Admission, Parked, Verdict, weight
 from collector.decide.dedup import Seen, StreamState
 from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
 from collector.handoff.log import DurableLog, Kind, frame
+from collector.handoff.park import parked_note
 from collector.state.memory import Streams
 from collector.tally import Tally, TenantTotal
 from wire.daemon.journal import Journal
@@ -49,7 +50,7 @@ SLOW_COMMIT_SECONDS = 2.0
 
 # Looked up once: the generated enums resolve a name in Python at every access.
 _ACCEPTED, _DUPLICATE, _RETRY = Status.STATUS_ACCEPTED, Status.STATUS_DUPLICATE, Status.STATUS_RETRY
-_NEW, _ADMITTED, _KIND_ACCEPTED = Seen.NEW, admission.Verdict.ADMITTED, Kind.ACCEPTED
+_NEW, _ADMITTED, _FULL, _KIND_ACCEPTED = Seen.NEW, Verdict.ADMITTED, Verdict.FULL, Kind.ACCEPTED
 _item = attrgetter("epoch", "seq", "digest", "batch")
 
 log = Journal("collector.pipeline")
@@ -66,11 +67,21 @@ class Opened(NamedTuple):
     latest_epoch: int
 
 
+class _Park(NamedTuple):
+    """A batch to be queued once it is durable."""
+
+    tenant: str
+    weight: int
+    size: int
+    start: int
+    """Bytes of the job's records before its own."""
+
+
 class _Job:
     """One Delivery on its way to the disk."""
 
-    __slots__ = ("accepted", "agent", "answers", "begun", "claims_durable", "done", "frames", "marks", "peer",
-                 "received_at_unix_ns", "rejected", "streams")  # fmt: skip
+    __slots__ = ("accepted", "agent", "answers", "begun", "charges", "claims_durable", "done", "frames", "marks",
+                 "parks", "peer", "received_at_unix_ns", "rejected", "streams")  # fmt: skip
 
     def __init__(self, peer: Peer, done: asyncio.Future[list[pb.Answer]]) -> None:
         self.peer = peer
@@ -85,6 +96,9 @@ class _Job:
         self.marks: list[tuple[StreamState, int, bytes]] = []
         """(stream, seq, digest) of what is to be marked once it is durable."""
         self.accepted: dict[str, TenantTotal] = {}
+        self.charges: dict[str, int] = {}
+        """Micro-tokens of those, by tenant: given back if the disk refuses them."""
+        self.parks: list[_Park] = []
         self.claims_durable = False
         """Some answer says that a batch is on disk, so the disk has to be waited for."""
         self.rejected = 0
@@ -95,7 +109,7 @@ class Pipeline:
         self,
         streams: Streams,
         durable_log: DurableLog,
-        judge: admission.Admission,
+        judge: Admission,
         validator: Validator,
         tally: Tally,
         max_queued_bytes: int,
@@ -185,23 +199,30 @@ class Pipeline:
         if refusal is not None:
             return self._reject(job, item, state, refusal)
 
-        tenant, rows = checked.tenant, checked.rows
-        verdict = self._admission.admit(tenant, admission.weight(len(body), rows), time.monotonic_ns())
-        assert verdict is _ADMITTED, "this release has nowhere to park"
-        job.frames.extend(
-            frame(_KIND_ACCEPTED, job.received_at_unix_ns, job.agent, epoch, seq, digest, b"", body)
-        )
+        tenant, rows, cpu_usage_ns = checked.tenant, checked.rows, checked.cpu_usage_ns
+        charge = weight(len(body), rows)
+        verdict = self._admission.judge(tenant, charge, len(body), time.monotonic_ns())
+        if verdict is _FULL:
+            wait_ms = self._admission.retry_after_ms(tenant, charge)
+            return self._retry(item, Reason.REASON_PARK_FULL, wait_ms)
+        if verdict is _ADMITTED:
+            kind, note, status = _KIND_ACCEPTED, b"", _ACCEPTED
+            job.charges[tenant] = job.charges.get(tenant, 0) + charge
+            total = job.accepted.get(tenant)
+            if total is None:
+                total = job.accepted[tenant] = TenantTotal()
+            total.add(1, rows, cpu_usage_ns)
+        else:
+            kind, note, status = Kind.PARKED, parked_note(tenant, rows, cpu_usage_ns), Status.STATUS_PARKED
+            job.parks.append(_Park(tenant, charge, len(body), sum(map(len, job.frames))))
+        job.frames.extend(frame(kind, job.received_at_unix_ns, job.agent, epoch, seq, digest, note, body))
         job.claims_durable = True
         state.claim(seq, digest)
         job.marks.append((state, seq, digest))
-        total = job.accepted.get(tenant)
-        if total is None:
-            total = job.accepted[tenant] = TenantTotal()
-        total.add(1, rows, checked.cpu_usage_ns)
         for gap in checked.gaps:
             name = usage_pb2.GapReason.Name(gap.reason) if gap.reason in _GAP_REASONS else "unknown"
             self.tally.gaps[name.removeprefix("GAP_REASON_").lower()] += 1
-        return pb.Answer(epoch=epoch, seq=seq, status=_ACCEPTED)
+        return pb.Answer(epoch=epoch, seq=seq, status=status)
 
     def _seen(self, job: _Job, item: pb.Item, seen: Seen) -> pb.Answer:
         """Answer an item whose identity says enough."""
@@ -280,6 +301,7 @@ class Pipeline:
     def _committed(self, job: _Job, queued: int, end: int | None) -> None:
         self._waiting_bytes -= queued
         if end is None:
+            self._give_back(job)
             self.tally.failed_commits += 1
             for state, seq, _ in job.marks:
                 state.release(seq)
@@ -291,13 +313,29 @@ class Pipeline:
             ]
         else:
             self.tally.commits += 1
-            self.covered = max(self.covered, end)
+            self.covers(end)
+            for park in job.parks:
+                offset = end - queued + park.start
+                batch = Parked(offset, park.size, park.weight, job.received_at_unix_ns)
+                self._admission.parked(park.tenant, batch)
+            self.tally.answers["parked"] += len(job.parks)
             for state, seq, digest in job.marks:
                 state.mark(seq, digest)
             for tenant, total in job.accepted.items():
                 self.tally.accepted(tenant, total)
             self.tally.answers["rejected"] += job.rejected
         self._finish(job)
+
+    def covers(self, end: int) -> None:
+        """Everything in the log up to `end` is marked, in streams and queues."""
+        self.covered = max(self.covered, end)
+
+    def _give_back(self, job: _Job) -> None:
+        """RETRY leaves no mark: nobody is charged for what the disk refused."""
+        for park in job.parks:
+            self._admission.unpark(park.tenant, park.weight, park.size)
+        for tenant, charged in job.charges.items():
+            self._admission.refund(tenant, charged)
 
     def _finish(self, job: _Job) -> None:
         seconds = time.monotonic() - job.begun

@@ -117,7 +117,7 @@ def _judged(settings: Settings, choice: Choice) -> list[Outcome]:
         # A batch that was rejected for its header was never held against the one before it.
         for record in _records(settings):
             following = found.get((record.agent_id, record.epoch, record.seq + 1))
-            if following is None or record.kind not in (Kind.ACCEPTED, Kind.REJECTED):
+            if following is None or record.kind not in (Kind.ACCEPTED, Kind.REJECTED, Kind.PARKED):
                 continue
             outcome, previous_digest = following
             if record.digest != previous_digest and not outcome.still:

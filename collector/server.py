@@ -8,16 +8,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
+from collector.admission_answers import AdmissionAnswers
 from collector.config import Settings, read, split_address
-from collector.decide.admission import AdmitAll
+from collector.decide.admission import Admission, View
+from collector.decide.bucket import MICRO
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
 from collector.door.authenticate import Authenticator
@@ -27,7 +29,9 @@ from collector.door.service import IngestService
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
+from collector.handoff.park import Releaser, restore
 from collector.pipeline import Pipeline
+from collector.plans import Plans, load_overrides
 from collector.state.memory import Streams
 from collector.state.sqlite import CHECKPOINT_FILE, Checkpoint
 from collector.tally import Tally
@@ -39,11 +43,14 @@ from wire.daemon.settings import SettingsError
 from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
 from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 
+if TYPE_CHECKING:
+    from collector.state.redis import Settler
+
 CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
+OVERRIDES_FILE = "plans.json"
 ENDPOINTS_FILE = "endpoints.json"
-CONTROL_SOCKET = "collector.sock"
 
 log = journal.Journal("collector.server")
 
@@ -56,6 +63,10 @@ class Server:
         self._file = settings_file
         self._tally = Tally()
         self._streams = Streams()
+        self._plans = Plans(settings.admission, load_overrides(settings.state_dir / OVERRIDES_FILE))
+        self._admission = Admission(self._plans.of, shared=bool(settings.shared.redis))
+        self._answers = AdmissionAnswers(self._admission, self._plans, settings.state_dir / OVERRIDES_FILE)
+        self._settler: Settler | None = None
         self._stop = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
@@ -73,16 +84,28 @@ class Server:
             )
             closing.callback(self._log.close)
             replayed = await asyncio.to_thread(
-                load_streams, self._streams, self._checkpoint, settings.log_directory, self._log.end
+                load,
+                self._streams,
+                self._admission,
+                self._checkpoint,
+                settings.log_directory,
+                self._log.end,
             )
             self._pipeline = Pipeline(
                 self._streams,
                 self._log,
-                AdmitAll(),
+                self._admission,
                 Validator(settings.validation.bounds()),
                 self._tally,
                 settings.limits.queued,
             )
+            self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
+            if settings.shared.redis:
+                # One machine needs no Redis, and then does not load its client.
+                from collector.state.redis import RedisBuckets, Settler
+
+                buckets = RedisBuckets(settings.shared.redis, settings.shared.cluster)
+                self._settler = Settler(self._admission, buckets)
             await self._serve(replayed)
             await self._save()
 
@@ -117,7 +140,7 @@ class Server:
                 )
                 servers.append(door)
         local = self._local_port()
-        control = ControlSocket(settings.state_dir / CONTROL_SOCKET, self._answer)
+        control = ControlSocket(settings.control_socket, self._answer)
         try:
             local.start()
             ports["local"] = local.port
@@ -159,7 +182,7 @@ class Server:
 
     def _local_port(self) -> LocalPort:
         registry = new_registry()
-        registry.register(CollectorMetrics(self._tally, self._gauges))
+        registry.register(CollectorMetrics(self._tally, self._gauges, self._queues))
         where = self._settings.local_port
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
@@ -168,7 +191,39 @@ class Server:
         yield "log_end_bytes", "Length of the durable log since its beginning.", self._log.end
         yield "log_queued_bytes", "Bytes that wait for the disk.", self._log.queued_bytes
         yield "log_torn_bytes", "Bytes of an unfinished group cut off at this start.", self._log.torn_bytes
+        yield "tenants", "Tenants whose token bucket is remembered.", len(self._admission)
+        yield (
+            "forgotten_tenants",
+            "Token buckets forgotten before they were full, since the start.",
+            self._admission.forgotten,
+        )
+        settler = self._settler
+        away = settler is not None and bool(settler.trouble)
+        yield (
+            "shared_buckets_away",
+            "1 while Redis does not answer and this collector judges alone.",
+            float(away),
+        )
+        yield (
+            "shared_settlements",
+            "Settlements with the other collectors since the start.",
+            settler.settlements if settler else 0,
+        )
+        yield (
+            "shared_failures",
+            "Settlements that Redis did not answer, since the start.",
+            settler.failures if settler else 0,
+        )
+        yield (
+            "unsettled_tokens",
+            "Tokens charged here that no other collector knows of yet.",
+            self._admission.unsettled_weight() / MICRO,
+        )
+        yield "plan_overrides", "Tenants whose plan an operator has overridden.", len(self._plans.overrides)
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
+
+    def _queues(self) -> list[View]:
+        return self._admission.views(time.monotonic_ns())
 
     def _stuck(self) -> dict[str, str]:
         """What only a restart can mend."""
@@ -184,20 +239,28 @@ class Server:
         reasons = {}
         if self._log.trouble:
             reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
+        if self._settler is not None and self._settler.trouble:
+            reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
         if self._reload_error:
             reasons["reload_failed"] = self._reload_error
         return reasons
 
     async def _until_stopped(self, service: IngestService) -> None:
-        watch = asyncio.create_task(service.watch())
-        keep = asyncio.create_task(self._keep_checkpoint())
-        stop = asyncio.create_task(self._stop.wait())
+        work: list[Coroutine[Any, Any, object]] = [
+            service.watch(),
+            self._keep_checkpoint(),
+            self._releaser.run(),
+            self._stop.wait(),
+        ]
+        if self._settler is not None:
+            work.append(self._settler.run())
+        tasks = [asyncio.create_task(one) for one in work]
         try:
-            done, _ = await asyncio.wait({watch, keep, stop}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (watch, keep, stop):
+            for task in tasks:
                 task.cancel()
 
     async def _keep_checkpoint(self) -> None:
@@ -207,16 +270,19 @@ class Server:
             await self._save()
 
     async def _save(self) -> None:
-        """Offset first, then streams, both in this turn of the loop: what is saved is never ahead of the log."""
+        """Offset, streams and queues in one turn of the loop: what is saved is never ahead of the log."""
         covered = self._pipeline.covered
         dirty = [
             (key, StreamState(s.watermark, s.last_digest, s.ring, dict(s.ahead)))
             for key, s in self._streams.take_dirty()
         ]
+        now_unix_ns = time.time_ns()
+        changes = self._admission.changes(time.monotonic_ns(), now_unix_ns)
         try:
-            await asyncio.to_thread(self._checkpoint.save, covered, dirty)
+            await asyncio.to_thread(self._checkpoint.save, covered, dirty, changes, now_unix_ns)
         except Exception as error:  # noqa: BLE001 - only an optimisation: the log is read instead
             log.warning("checkpoint_failed", error=error)
+            self._admission.not_saved(changes)
             for key, _ in dirty:
                 state = self._streams.get(*key)
                 if state is not None:
@@ -239,17 +305,26 @@ class Server:
         self._reload_error = ""
         old, self._settings = self._settings, fresh
         self._pipeline.validator.bounds = fresh.validation.bounds()
+        self._plans.settings = fresh.admission
+        self._admission.reconsider(time.monotonic_ns())
         journal.configure(fresh.journal_level)
         restart = [
             name
-            for name in ("state_dir", "listen", "tls", "log", "limits", "local_port")
+            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "local_port")
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request.get("command") != "status":
-            return {"error": "commands: status"}
+        command = request.get("command")
+        known = self._answers.commands
+        if command in known:
+            try:
+                return known[command](request)
+            except CollectorError as error:
+                return {"error": str(error)}
+        if command != "status":
+            return {"error": f"commands: status, {', '.join(known)}"}
         tally = self._tally
         return {
             "ready": self._unready(),
@@ -266,22 +341,34 @@ class Server:
         }
 
 
-def load_streams(streams: Streams, checkpoint: Checkpoint, directory: Path, log_end: int) -> int:
-    """Fill `streams` from the checkpoint and the log behind it. Returns how many records were read."""
+def load(
+    streams: Streams, admission: Admission, checkpoint: Checkpoint, directory: Path, log_end: int
+) -> int:
+    """Fill `streams` and `admission` from the checkpoint and the log behind it. Returns how many records were read."""
     covered, saved = checkpoint.load()
+    now_ns, now_unix_ns = time.monotonic_ns(), time.time_ns()
     if covered > log_end:
         # The log is shorter than what the checkpoint has seen: it was replaced. The log is the truth.
         log.warning("checkpoint_ahead_of_log", covered=covered, log_end=log_end)
+        checkpoint.clear()
         covered = 0
     else:
         for (agent_id, epoch), state in saved:
             streams.put(agent_id, epoch, state)
+        for bucket in checkpoint.buckets():
+            # A clock that was set back meanwhile gives nothing, and takes nothing.
+            away_ns = max(0, now_unix_ns - bucket.at_unix_ns)
+            admission.restore_bucket(bucket.tenant, bucket.balance, bucket.remainder, now_ns - away_ns)
+        for tenant, batch in checkpoint.parked():
+            admission.restore_parked(tenant, batch, True, now_ns)
     count = 0
     for record in scan(directory, covered, log_end):
         if isinstance(record, Damage):
             raise DamagedLog(damage_text(directory / record.segment, record.offset))
         count += 1
-        if record.kind is Kind.REFUSED:
+        if record.kind in (Kind.PARKED, Kind.RELEASED):
+            restore(admission, record, now_ns)
+        if record.kind in (Kind.REFUSED, Kind.RELEASED):
             continue
         known = streams.get(record.agent_id, record.epoch)
         if known is None:
@@ -291,6 +378,7 @@ def load_streams(streams: Streams, checkpoint: Checkpoint, directory: Path, log_
             known.adopt(record.seq)
         else:
             known.mark(record.seq, record.digest)
+    admission.restored(now_ns)
     return count
 
 

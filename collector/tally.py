@@ -39,18 +39,28 @@ class Tally:
     open_streams: int = 0
     adopted_streams: int = 0
     broken_streams: int = 0
+    released_batches: int = 0
+    unreadable_parked: int = 0
     commits: int = 0
     failed_commits: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_SECONDS) + 1))
     latency_sum_seconds: float = 0.0
 
     def accepted(self, tenant: str, more: TenantTotal) -> None:
+        self.answers["accepted"] += more.batches
+        self._handed_on(tenant, more)
+
+    def released(self, tenant: str, rows: int, cpu_usage_ns: int) -> None:
+        """A parked batch has been handed on."""
+        self.released_batches += 1
+        self._handed_on(tenant, TenantTotal(1, rows, cpu_usage_ns))
+
+    def _handed_on(self, tenant: str, more: TenantTotal) -> None:
         total = self.tenants.get(tenant)
         if total is None:
             if len(self.tenants) >= MAX_TENANTS:
                 tenant = OTHER
             total = self.tenants.setdefault(tenant, TenantTotal())
-        self.answers["accepted"] += more.batches
         total.add(more.batches, more.rows, more.cpu_usage_ns)
 
     def answered_after(self, seconds: float, items: int) -> None:

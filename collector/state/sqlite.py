@@ -1,7 +1,8 @@
-"""Checkpoint of deduplication: streams, and the log offset up to which they tell the story.
+"""Checkpoint of what the log says: streams, queues of parked batches, and the offset up to which they tell the story.
 
 Only an optimisation: the log is the truth, and at start what lies behind the offset is replayed from it.
-A checkpoint holds only what is durable in the log, so it can be behind, never ahead.
+A checkpoint holds only what is durable in the log, so it can be behind, never ahead. Only the balances of the
+token buckets are nowhere else; without them a bucket starts full, or empty where something waits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from collector.decide.admission import Changes, Parked, SavedBucket
 from collector.decide.dedup import StreamState, pack_ahead, unpack_ahead
 from collector.errors import CollectorError
 from wire.identity import AgentId
@@ -24,8 +26,17 @@ CREATE TABLE IF NOT EXISTS stream (
     agent_id TEXT NOT NULL, epoch INTEGER NOT NULL, watermark INTEGER NOT NULL,
     last_digest BLOB NOT NULL, ring BLOB NOT NULL, ahead BLOB NOT NULL, PRIMARY KEY (agent_id, epoch)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parked (
+    at INTEGER PRIMARY KEY, tenant TEXT NOT NULL, size INTEGER NOT NULL, weight INTEGER NOT NULL,
+    since_unix_ns INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS bucket (
+    tenant TEXT PRIMARY KEY, balance INTEGER NOT NULL, remainder INTEGER NOT NULL, at_unix_ns INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (one INTEGER PRIMARY KEY CHECK (one = 1), log_end INTEGER NOT NULL);
 """
+_BUCKET_LIFE_NS = 30 * 86_400 * 1_000_000_000
+"""Of a tenant that was not heard of: by then its bucket is full."""
 
 
 class Checkpoint:
@@ -58,8 +69,28 @@ class Checkpoint:
         for agent_id, epoch, watermark, last, ring, ahead in self._db.execute("SELECT * FROM stream"):
             yield (AgentId(agent_id), epoch), StreamState(watermark, last, ring, unpack_ahead(ahead))
 
-    def save(self, log_end: int, streams: Iterable[tuple[StreamKey, StreamState]]) -> None:
-        """Store changed streams and the log offset they cover, all or nothing."""
+    def buckets(self) -> Iterator[SavedBucket]:
+        yield from map(SavedBucket._make, self._db.execute("SELECT * FROM bucket"))
+
+    def parked(self) -> Iterator[tuple[str, Parked]]:
+        """(tenant, batch), oldest first."""
+        for at, tenant, size, weight, since_unix_ns in self._db.execute("SELECT * FROM parked ORDER BY at"):
+            yield tenant, Parked(at, size, weight, since_unix_ns)
+
+    def clear(self) -> None:
+        """It tells of another log."""
+        self._db.executescript(
+            "BEGIN; DELETE FROM stream; DELETE FROM parked; DELETE FROM bucket; DELETE FROM position; COMMIT"
+        )
+
+    def save(
+        self,
+        log_end: int,
+        streams: Iterable[tuple[StreamKey, StreamState]],
+        admission: Changes,
+        now_unix_ns: int,
+    ) -> None:
+        """Store what changed and the log offset it covers, all or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany(
@@ -69,6 +100,16 @@ class Checkpoint:
                     for key, s in streams
                 ),
             )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO parked VALUES (?, ?, ?, ?, ?)",
+                (
+                    (batch.offset, tenant, batch.size, batch.weight, batch.since_unix_ns)
+                    for tenant, batch in admission.added.values()
+                ),
+            )
+            self._db.executemany("DELETE FROM parked WHERE at = ?", ((at,) for at in admission.removed))
+            self._db.executemany("INSERT OR REPLACE INTO bucket VALUES (?, ?, ?, ?)", admission.buckets)
+            self._db.execute("DELETE FROM bucket WHERE at_unix_ns < ?", (now_unix_ns - _BUCKET_LIFE_NS,))
             self._db.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (log_end,))
             self._db.execute("COMMIT")
         except BaseException:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from bench.fleet import Stream, enrol
-from collector.config import Settings, Validation
+from collector.config import AdmissionSettings, Settings, Validation
+from collector.decide.admission import Admission
 from collector.door.ca import CertificateAuthority
 from collector.handoff.log import DurableLog, Kind, LogError, Record, frame, scan
 from collector.log_commands import verify
+from collector.plans import Plans
 from collector.readmission import Choice, Outcome, readmit
-from collector.server import load_streams
+from collector.server import load
 from collector.state.memory import Streams
 from collector.state.sqlite import Checkpoint
 from tests.collector.logs import FIRST, FREE, SEGMENT
@@ -177,7 +179,8 @@ def test_a_readmitted_batch_changes_nothing_of_what_the_collector_remembers_of_i
 
     def remembered() -> tuple[int, bytes, bytes, dict[int, bytes]]:
         streams, checkpoint = Streams(), Checkpoint(centre.directory / "other.db")
-        load_streams(streams, checkpoint, centre.directory / "log", 1 << 62)
+        nobody = Admission(Plans(AdmissionSettings(), {}).of)
+        load(streams, nobody, checkpoint, centre.directory / "log", 1 << 62)
         checkpoint.close()
         state = streams.get(stream.agent_id, 1)
         assert state is not None

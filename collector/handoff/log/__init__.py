@@ -27,11 +27,12 @@ to the durable end and reopened before anything else is written.
 
 from collector.handoff.log.files import DamagedLog, LogError, damage_text, segments
 from collector.handoff.log.mend import repair
-from collector.handoff.log.reader import Damage, scan, unfinished_bytes
-from collector.handoff.log.records import Kind, Record, frame
+from collector.handoff.log.reader import Damage, records_at, scan, unfinished_bytes
+from collector.handoff.log.records import HANDED_ON, Kind, Record, frame
 from collector.handoff.log.writer import DurableLog
 
 __all__ = [
+    "HANDED_ON",
     "Damage",
     "DamagedLog",
     "DurableLog",
@@ -40,6 +41,7 @@ __all__ = [
     "Record",
     "damage_text",
     "frame",
+    "records_at",
     "repair",
     "scan",
     "segments",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from collector.handoff.log.files import segment_path, segments
-from collector.handoff.log.records import Bad, Kind, Record, pieces
+from collector.handoff.log.records import HEADER_BYTES, MAX_NOTE_BYTES, Bad, Kind, Record, pieces, record_at
 
 
 class Damage(NamedTuple):
@@ -43,6 +45,18 @@ def scan(directory: Path, start: int = 0, end: int | None = None) -> Iterator[Re
                 yield piece
         if following is not None and following != base + size:
             yield Damage(path.name, base + size)
+
+
+def records_at(directory: Path, places: Iterable[tuple[int, int]]) -> list[Record | None]:
+    """The records at (offset, size of the batch); None where there is none that verifies. OSError is the disk's."""
+    bases = segments(directory)
+    found = []
+    for offset, size in places:
+        base = bases[bisect_right(bases, offset) - 1]
+        with segment_path(directory, base).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), HEADER_BYTES + MAX_NOTE_BYTES + size, offset - base)
+        found.append(record_at(data, 0, offset))
+    return found
 
 
 def unfinished_bytes(directory: Path) -> int:

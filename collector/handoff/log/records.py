@@ -33,8 +33,14 @@ class Kind(IntEnum):
     """No batch: the stream goes on at `seq`; what came before was answered elsewhere or never sent."""
     MARK = 5
     """No batch: the log's own word that everything before it had been synced. Scans do not show it."""
+    PARKED = 6
+    """Durable, and waiting in its tenant's queue."""
+    RELEASED = 7
+    """A parked batch whose turn has come: the same bytes again."""
 
 
+HANDED_ON = frozenset((Kind.ACCEPTED, Kind.RELEASED))
+"""What the ledger may book, each batch once."""
 _KINDS = frozenset(Kind)
 
 
@@ -47,7 +53,8 @@ class Record(NamedTuple):
     seq: int
     digest: bytes
     note: bytes
-    """Of a rejected batch: "REASON_NAME detail". Of an accepted one: empty, or how it came in after all."""
+    """Of a rejected batch: "REASON_NAME detail". Of an accepted one: empty, or how it came in after all. Of a parked or
+    released one: see `handoff/park.py`."""
     body: bytes
 
     @property
