@@ -1,7 +1,7 @@
 """`./dev demo`: the main job on this host, for real, and the difference to what the kernel counted.
 
 A throw-away CA and enrolment, a collector and an agent as processes, three workloads in cgroups of their
-own, and everything else on the host beside them.
+own, and everything else on the host beside them. With the kernel probes, also containers too short to sample.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,7 +18,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from bench import short_lives
 from bench.cgroups import Cgroup, burner, holder, slice_of_our_own, spawner
+from bench.probe_set import ProbeSet, directory_for_pins
 from bench.site import Site
 from collector.handoff.log import HANDED_ON, Record, scan
 from collector.log_commands import verify
@@ -28,6 +31,7 @@ WORKLOADS = (
     ("wb-demo-holder.scope", "holds 64 MiB", holder(64)),
     ("wb-demo-spawner.scope", "starts short jobs", spawner(0.05)),
 )
+SHORT_LIVES = 200
 OWNERS = {
     "host": "host",
     "rules": [
@@ -44,10 +48,11 @@ def main() -> int:
     args = parser.parse_args()
     with contextlib.ExitStack() as closing:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="weighbridge-demo-")))
-        workloads, why_not = _workloads(closing)
+        ours, workloads, why_not = _workloads(closing)
+        probes = _probes(closing, directory)
         site = closing.enter_context(Site(directory))
         say("a throw-away CA, one join token, one enrolment")
-        site.prepare(agent={"owners": OWNERS})
+        site.prepare(agent={"owners": OWNERS, "read": {"probes_dir": str(probes.directory)}})
         site.start_collector()
         agent_id = site.enroll()
         say(f"collector listens on 127.0.0.1:{site.ports['ingest']}; agent is {agent_id}")
@@ -58,7 +63,9 @@ def main() -> int:
         for sentence in (*why_not, *status["unseen"]):
             say(f"cannot see: {sentence}")
         started = [(cgroup, cgroup.run(command)) for cgroup, command in workloads]
+        short = _start_short_lives(directory, ours, probes)
         watch(site, args.seconds)
+        short_ns = short_lives.usage_ns(short) if short is not None else {}
         for cgroup, process in started:
             for pid in cgroup.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -66,11 +73,13 @@ def main() -> int:
             process.wait()
             cgroup.wait_empty()
         kernel = {cgroup.cgroup_id: (cgroup.name, cgroup.cpu_usage_ns()) for cgroup, _ in started}
+        # The kernel releases a cgroup some time after its removal.
+        time.sleep(1.0 if short_ns else 0.0)
         # SIGTERM makes the agent take its last reading, which the workloads no longer outrun.
         site.stop("agent")
         made = _batches_made(directory)
         site.stop("collector")
-        result = _result(directory / "collector" / "log", kernel, made)
+        result = _result(directory / "collector" / "log", kernel, short_ns, made)
     _print(result)
     if args.json:
         print(json.dumps(result["summary"]))
@@ -81,13 +90,32 @@ def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
-def _workloads(closing: contextlib.ExitStack) -> tuple[list[tuple[Cgroup, list[str]]], list[str]]:
+def _workloads(
+    closing: contextlib.ExitStack,
+) -> tuple[Cgroup | None, list[tuple[Cgroup, list[str]]], list[str]]:
     try:
         ours = closing.enter_context(slice_of_our_own("weighbridge-demo"))
     except OSError as error:
         why_not = f"making a cgroup needs root and a writable cgroup v2 hierarchy ({error.strerror})"
-        return [], [f"workloads of our own: {why_not}; only what runs anyway is metered"]
-    return [(ours.child(name), command) for name, _, command in WORKLOADS], []
+        return None, [], [f"workloads of our own: {why_not}; only what runs anyway is metered"]
+    return ours, [(ours.child(name), command) for name, _, command in WORKLOADS], []
+
+
+def _probes(closing: contextlib.ExitStack, directory: Path) -> ProbeSet:
+    """A place for the kernel probes, loaded into it if this user and this kernel let us."""
+    probes = closing.enter_context(directory_for_pins(directory))
+    for line in probes.run("load").stderr.splitlines():
+        say(line.removeprefix("weighbridge-probes: "))
+    return probes
+
+
+def _start_short_lives(
+    directory: Path, ours: Cgroup | None, probes: ProbeSet
+) -> subprocess.Popen[str] | None:
+    if ours is None or not probes.status().get("lifecycle"):
+        return None
+    say(f"{SHORT_LIVES} containers of a few milliseconds, each removed at once")
+    return short_lives.start(short_lives.build(directory), ours, 0, SHORT_LIVES, workers=2)
 
 
 def watch(site: Site, seconds: float) -> None:
@@ -119,10 +147,13 @@ def _batches_made(directory: Path) -> int:
         return int(db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()[0]) - 1
 
 
-def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[str, Any]:
+def _result(
+    log: Path, kernel: dict[int, tuple[str, int]], short_ns: dict[int, int], made: int
+) -> dict[str, Any]:
     """What the log has against what the kernel said."""
     tenants: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     delivered: dict[int, int] = defaultdict(int)
+    last_rows: dict[int, int] = defaultdict(int)
     units: set[tuple[str, int]] = set()
     batches = host_kernel = host_rows = 0
     deficit = 0
@@ -141,11 +172,13 @@ def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[st
             used = batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
             delivered[cgroup_id] += used
             host_rows += used
+            last_rows[cgroup_id] += bool(batch.row_flags[row] & pb.ROW_FLAG_FINAL)
             if batch.containers.kind[row] != pb.UNIT_KIND_HOST:
                 units.add((batch.boot_id, cgroup_id))
     verdict = verify(log)
-    kernel_ns = sum(ns for _, ns in kernel.values())
-    delivered_ns = sum(delivered[cgroup_id] for cgroup_id in kernel)
+    kernel_ns = sum(ns for _, ns in kernel.values()) + sum(short_ns.values())
+    delivered_ns = sum(delivered[cgroup_id] for cgroup_id in (*kernel, *short_ns))
+    short_exact = sum(delivered[i] == ns and last_rows[i] == 1 for i, ns in short_ns.items())
     if not kernel:
         kernel_ns, delivered_ns = host_kernel + deficit, host_rows
     lost = made - batches + len(verdict.missing)
@@ -153,7 +186,12 @@ def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[st
         "tenants": dict(tenants),
         "containers": [(name, ns, delivered[cgroup_id]) for cgroup_id, (name, ns) in sorted(kernel.items())],
         "host": (host_kernel, host_rows, deficit),
-        "exact": verdict.sound and lost == 0 and kernel_ns == delivered_ns and batches > 0,
+        "short": (sum(short_ns.values()), sum(delivered[i] for i in short_ns), short_exact, len(short_ns)),
+        "exact": short_exact == len(short_ns)
+        and verdict.sound
+        and lost == 0
+        and kernel_ns == delivered_ns
+        and batches > 0,
         "summary": {
             "containers": len(units),
             "tenants": len(tenants),
@@ -163,6 +201,8 @@ def _result(log: Path, kernel: dict[int, tuple[str, int]], made: int) -> dict[st
             "cpu_usage_ns_delivered": delivered_ns,
             "lost": lost,
             "duplicated": len(verdict.duplicates),
+            "short_containers": len(short_ns),
+            "short_containers_exact": short_exact,
             "host_cpu_usage_ns_kernel": host_kernel + deficit,
             "host_cpu_usage_ns_delivered": host_rows,
         },
@@ -177,6 +217,10 @@ def _print(result: dict[str, Any]) -> None:
     print(f"\n{'CONTAINER':48} {'KERNEL ns':>16} {'DELIVERED ns':>16} {'DIFFERENCE':>11}")
     for name, kernel, delivered in result["containers"]:
         print(f"{name:48} {kernel:16} {delivered:16} {delivered - kernel:11}")
+    short_kernel, short_delivered, exact, short = result["short"]
+    if short:
+        name = f"{short} short ones, {exact} of them exact"
+        print(f"{name:48} {short_kernel:16} {short_delivered:16} {short_delivered - short_kernel:11}")
     kernel, rows, deficit = result["host"]
     print(f"{'whole host (sum of all rows)':48} {kernel + deficit:16} {rows:16} {rows - kernel - deficit:11}")
     if deficit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.probe_set import ProbeSet, directory_for_pins
-
-SOURCE = Path(__file__).parent.parent.parent / "bench" / "short_lives.c"
+from bench.short_lives import build
 
 
 @pytest.fixture
@@ -31,9 +29,7 @@ def probes(pins: ProbeSet) -> ProbeSet:
 @pytest.fixture(scope="session")
 def short_lives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of bench/short_lives.c."""
-    program = tmp_path_factory.mktemp("short-lives") / "short_lives"
-    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, SOURCE], check=True)
-    return program
+    return build(tmp_path_factory.mktemp("short-lives"))
 
 
 def until(true: Callable[[], bool], seconds: float = 20.0) -> None:

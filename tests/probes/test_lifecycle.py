@@ -15,32 +15,21 @@ from agent.read.probes.bpf import Map
 from agent.read.probes.records import Knows, key
 from bench.cgroups import Cgroup
 from bench.probe_set import ProbeSet
+from bench.short_lives import start, usage_ns
 from tests.probes.conftest import until
 from tests.probes.holding import births, overflow, tombstones
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 
-def live(program: Path, ours: Cgroup, first: int, count: int, workers: int = 1) -> subprocess.Popen[str]:
-    words = [str(program), str(ours.path), str(first), str(count), str(workers)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def final_usage_us(process: subprocess.Popen[str]) -> dict[int, int]:
-    """Cgroup id -> usage_usec of cpu.stat just before it was removed."""
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0
-    return {int(cgroup_id): int(us) for cgroup_id, us in (line.split() for line in out.splitlines())}
-
-
 def test_every_short_life_leaves_a_tombstone_with_the_cpu_time_that_cpu_stat_said_last(
     probes: ProbeSet, ours: Cgroup, short_lives: Path
 ) -> None:
-    usage = final_usage_us(live(short_lives, ours, 0, 800, workers=4))
+    usage = usage_ns(start(short_lives, ours, 0, 800, workers=4))
     assert len(usage) == 800
     until(lambda: all(tombstones(probes)[cgroup_id].released_boottime_ns for cgroup_id in usage))
     found = tombstones(probes)
-    assert {cgroup_id: found[cgroup_id].cpu_usage_ns // 1_000 for cgroup_id in usage} == usage
+    assert {cgroup_id: found[cgroup_id].cpu_usage_ns // 1_000 * 1_000 for cgroup_id in usage} == usage
     for cgroup_id in usage:
         tombstone = found[cgroup_id]
         assert tombstone.parent_id == ours.cgroup_id
@@ -140,17 +129,17 @@ def test_a_full_map_counts_what_it_could_not_store_and_stores_again_once_emptied
     pins: ProbeSet, ours: Cgroup, short_lives: Path
 ) -> None:
     pins.load("--max-ended", "10", "--max-cgroups", "64")
-    usage = final_usage_us(live(short_lives, ours, 0, 30))
+    usage = usage_ns(start(short_lives, ours, 0, 30))
     # Each of the others could be written neither at its rmdir nor at its release.
     until(lambda: overflow(pins).tombstones == 2 * 20)
     kept = tombstones(pins)
     assert len(kept) == 10
-    lost_us = sum(us for cgroup_id, us in usage.items() if cgroup_id not in kept)
-    assert lost_us <= overflow(pins).tombstones_cpu_ns // 1_000 < lost_us + 20
+    lost_ns = sum(ns for cgroup_id, ns in usage.items() if cgroup_id not in kept)
+    assert lost_ns <= overflow(pins).tombstones_cpu_ns < lost_ns + 20_000
     writable = Map(pins.pins / "tombstones", writable=True)
     assert writable.delete([key(cgroup_id) for cgroup_id in kept]) == 10
     writable.close()
-    usage = final_usage_us(live(short_lives, ours, 30, 5))
+    usage = usage_ns(start(short_lives, ours, 30, 5))
     until(lambda: sum(1 for t in tombstones(pins).values() if t.released_boottime_ns) == 5)
     assert set(tombstones(pins)) == set(usage)
 

@@ -18,6 +18,7 @@ from agent.read.probes import records
 from agent.read.probes.bpf import Map
 from bench.cgroups import Cgroup
 from bench.probe_set import LOADER, ProbeSet
+from bench.short_lives import start, usage_ns
 from tests.probes.conftest import until
 from tests.probes.holding import births, network, overflow, tombstones
 
@@ -225,8 +226,7 @@ def test_programs_are_replaced_under_load_without_a_gap_and_without_counting_twi
         f"    assert len(to.recv(1000)) == {size}\n"
         "    if number % 40 == 0: time.sleep(0.001)\n"
     )
-    words = [str(short_lives), str(ours.path), "0", "600", "2"]
-    dying = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    dying = start(short_lives, ours, 0, 600, workers=2)
     talking = talker.run([sys.executable, "-c", code])
     first = _links(probes)
     upgrades = 0
@@ -236,14 +236,13 @@ def test_programs_are_replaced_under_load_without_a_gap_and_without_counting_twi
         upgrades += 1
     assert talking.wait() == 0
     assert upgrades >= 5, "hardly an upgrade fell into the load"
-    assert dying.stdout is not None
-    usage = {int(i): int(us) for i, us in (line.split() for line in dying.stdout.read().splitlines())}
+    usage = usage_ns(dying)
     assert len(usage) == 600
     until(
         lambda: sum(1 for i, t in tombstones(probes).items() if i in usage and t.released_boottime_ns) == 600
     )
     found = tombstones(probes)
-    assert {i: found[i].cpu_usage_ns // 1_000 for i in usage} == usage
+    assert {i: found[i].cpu_usage_ns // 1_000 * 1_000 for i in usage} == usage
     assert all(found[i].born_boottime_ns for i in usage)
     traffic = network(probes)[talker.cgroup_id]
     for direction in ("rx", "tx"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import probe_set
+from bench import probe_set, short_lives
 from bench.cgroups import Cgroup
 from bench.probe_set import ProbeSet
 from bench.site import Site
@@ -45,26 +45,20 @@ def running(site: Site, loaded: ProbeSet) -> Site:
 class Lives:
     """Third after third of the short lives, and what the kernel's file said of each."""
 
-    def __init__(self, directory: Path, ours: Cgroup) -> None:
+    def __init__(self, program: Path, ours: Cgroup) -> None:
         self.said: dict[int, int] = {}
-        self._program = directory / "short_lives"
+        self._program = program
         self._ours = ours
         self._made = 0
-        source = Path(__file__).parent.parent.parent / "bench/short_lives.c"
-        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", self._program, source], check=True)
 
     def start(self, count: int) -> subprocess.Popen[str]:
-        command = [self._program, self._ours.path, str(self._made), str(count), str(WORKERS)]
-        self._made += count
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        first, self._made = self._made, self._made + count
+        return short_lives.start(self._program, self._ours, first, count, WORKERS)
 
     def finish(self, process: subprocess.Popen[str]) -> None:
-        out, _ = process.communicate(timeout=600)
-        assert process.returncode == 0
-        for line in out.splitlines():
-            cgroup_id, usage_us = map(int, line.split())
-            assert cgroup_id not in self.said
-            self.said[cgroup_id] = usage_us * 1_000
+        said = short_lives.usage_ns(process)
+        assert not said.keys() & self.said.keys()
+        self.said |= said
 
     def live(self, count: int) -> None:
         self.finish(self.start(count))
@@ -72,7 +66,7 @@ class Lives:
 
 @pytest.fixture
 def lives(tmp_path: Path, ours: Cgroup) -> Lives:
-    return Lives(tmp_path, ours)
+    return Lives(short_lives.build(tmp_path), ours)
 
 
 def delivered(site: Site) -> tuple[dict[int, int], dict[int, int], set[int], int]:
