@@ -17,6 +17,9 @@
 
 #include <bpf/bpf.h>
 
+/* Read at every load, upgrade and `networks` that names no other, if it is there. */
+#define NETWORKS_FILE "/etc/weighbridge/internal-networks"
+
 #define USAGE                                                                                                          \
 	"weighbridge-probes load [OPTION ...]      load the programs; replace those of another version\n"              \
 	"weighbridge-probes upgrade [OPTION ...]   replace the programs that are loaded; counters go on\n"              \
@@ -26,7 +29,8 @@
 	"\n"                                                                                                           \
 	"  --directory D     a bpffs of its own (/run/weighbridge/bpf)\n"                                              \
 	"  --group G         who may read the pins (weighbridge)\n"                                                    \
-	"  --networks FILE   internal networks, a CIDR a line; !CIDR: external after all (the private ones)\n"          \
+	"  --networks FILE   internal networks, a CIDR a line; !CIDR: external after all\n"                             \
+	"                    (" NETWORKS_FILE "; if that is not there, the private ones)\n"                                 \
 	"  --walk KIND       auto, css, iterator or table (auto)\n"                                                    \
 	"  --max-cgroups N   cgroups alive at a time (16384)\n"                                                        \
 	"  --max-ended N     ended ones that wait for the agent (65536)\n"                                             \
@@ -188,6 +192,8 @@ int main(int count, char **arguments)
 	command = arguments[optind++];
 	operand = optind < count ? arguments[optind++] : NULL;
 	be_verbose(line.verbose);
+	if (!line.load.networks && access(NETWORKS_FILE, F_OK) == 0)
+		line.load.networks = NETWORKS_FILE;
 	if (optind < count || (operand && strcmp(command, "networks") != 0))
 		return usage();
 	if (strcmp(command, "load") == 0)
