@@ -157,8 +157,8 @@ class _Round:
         return not tombstone.flags & Knows.PATH_CUT and self._paths.is_unit(tombstone.path)
 
     def _unit_around(self, parent_id: int, path: str) -> int:
-        """Parents never change, so climbing them finds the right incarnation; where a parent is unknown (it was
-        there before the probes, and there is no walk) its path must do.
+        """Parents never change, so climbing them finds the right incarnation; where a parent is unknown (0, or it
+        was there before the probes, and there is no walk) its path must do.
         """
         while parent_id > ROOT_ID:
             if parent_id in self._living or parent_id in self._ended:
@@ -170,9 +170,7 @@ class _Round:
             if its_path and self._paths.is_unit(its_path):
                 return parent_id
             parent_id = above
-        else:
-            return ROOT_ID
-        if not path:
+        if parent_id == ROOT_ID or not path:
             return ROOT_ID
         if self._by_path is None:
             self._by_path = {path: cgroup_id for cgroup_id, path in self._living.items()}

@@ -88,6 +88,11 @@ class ProbeSet:
             return State.UNREADABLE
         fresh = records.about(value or bytes(self.maps["about"].value_size))
         if fresh.programs_boottime_ns != self.about.programs_boottime_ns:
+            try:
+                # The other engine's programs, or those that a newer kernel accepts, may keep more maps.
+                self.may_delete &= _open_maps(self.maps, self.directory, Has(fresh.has))
+            except (BpfError, _Foreign):
+                return State.UNREADABLE
             self.about, self.has, self._links = fresh, Has(fresh.has), links
         if self._links - links:
             return State.DETACHED
@@ -190,9 +195,11 @@ def _about(opened: dict[str, Map], directory: Path) -> About | Refusal:
 
 
 def _open_maps(opened: dict[str, Map], directory: Path, has: Has) -> bool:
-    """Open what the set has; whether the agent may empty what it is to empty."""
+    """Open what the set has and is not open yet; whether the agent may empty what it is to empty."""
     may_delete = True
     for name in ("overflow", *(name for part, names in _MAPS_OF.items() if part in has for name in names)):
+        if name in opened:
+            continue
         try:
             found = Map(directory / name, writable=name in _EMPTIED_BY_THE_AGENT)
         except BpfError as error:
