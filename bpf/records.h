@@ -30,7 +30,7 @@
 
 /* births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted at release. Agent: read. */
 struct wb_birth {
-	unsigned long long parent_id;
+	unsigned long long parent_id; /* 0: not known (engine bcc, paths beyond WB_PATH_BYTES) */
 	unsigned long long born_boottime_ns;
 	unsigned int flags; /* WB_PATH_CUT */
 	unsigned int level; /* 0 is the root */
@@ -137,7 +137,17 @@ struct wb_overflow {
 
 /* wake: RINGBUF of u64 cgroup ids, at birth. A hint that `births` has something new; maps are the truth. */
 
-/* about: ARRAY of one, written by the loader. Its pin is made last: what has no `about` is not ready. */
+/*
+ * paths: HASH, char[WB_PATH_BYTES] (zero-padded) -> struct wb_place. Engine bcc's own: a tracepoint says a cgroup's path and
+ * not its parent. Cgroups that live; written at mkdir, deleted at rmdir.
+ */
+struct wb_place {
+	unsigned long long id;
+	unsigned int level;
+	unsigned int unused;
+};
+
+/* about: ARRAY of one, written by the loader or engine bcc's helper. Its pin is made last: what has no `about` is not ready. */
 #define WB_HAS_LIFECYCLE (1u << 0)
 #define WB_HAS_NETWORK (1u << 1)
 #define WB_HAS_SNAPSHOT (1u << 2)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* weighbridge-probes: loads the programs, pins them, and goes away. */
+#include "bcc.h"
 #include "host.h"
 #include "networks.h"
 #include "pins.h"
@@ -8,6 +9,7 @@
 #include "status.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,9 +36,12 @@
 	"  --walk KIND       auto, css, iterator or table (auto)\n"                                                    \
 	"  --max-cgroups N   cgroups alive at a time (16384)\n"                                                        \
 	"  --max-ended N     ended ones that wait for the agent (65536)\n"                                             \
+	"  --engine E        core, or bcc for kernels without BTF: stays, as a service; see bpf/README.md (core)\n"      \
+	"  --bcc-helper D    where engine bcc's helper is\n"                                                          \
 	"  --verbose         all that libbpf and the kernel's verifier say\n"
 
-enum { DIRECTORY = 256, GROUP, NETWORKS, WALK, MAX_CGROUPS, MAX_ENDED, VERBOSE, JSON, VERSION };
+enum { DIRECTORY = 256, GROUP, NETWORKS, WALK, MAX_CGROUPS, MAX_ENDED, ENGINE, BCC_HELPER, FOREIGN_HEADERS, HOLD_TRACEPOINTS,
+       VERBOSE, JSON, VERSION };
 
 static const struct option long_options[] = {
 	{"directory", required_argument, NULL, DIRECTORY},
@@ -45,6 +50,10 @@ static const struct option long_options[] = {
 	{"walk", required_argument, NULL, WALK},
 	{"max-cgroups", required_argument, NULL, MAX_CGROUPS},
 	{"max-ended", required_argument, NULL, MAX_ENDED},
+	{"engine", required_argument, NULL, ENGINE},
+	{"bcc-helper", required_argument, NULL, BCC_HELPER},
+	{"for-tests-only-accept-foreign-headers", no_argument, NULL, FOREIGN_HEADERS},
+	{"for-tests-only-hold-tracepoints", no_argument, NULL, HOLD_TRACEPOINTS},
 	{"verbose", no_argument, NULL, VERBOSE},
 	{"json", no_argument, NULL, JSON},
 	{"help", no_argument, NULL, 'h'},
@@ -53,8 +62,9 @@ static const struct option long_options[] = {
 };
 
 struct command_line {
-	const char *directory, *group;
+	const char *directory, *group, *engine;
 	struct load_options load;
+	struct bcc_options bcc;
 	bool verbose, json;
 };
 
@@ -96,7 +106,11 @@ static int read_options(int count, char **arguments, struct command_line *line)
 		case WALK: line->load.walk = optarg; break;
 		case MAX_CGROUPS: wrong |= read_count(optarg, "--max-cgroups", &line->load.max_cgroups); break;
 		case MAX_ENDED: wrong |= read_count(optarg, "--max-ended", &line->load.max_ended); break;
-		case VERBOSE: line->verbose = true; break;
+		case ENGINE: line->engine = optarg; break;
+		case BCC_HELPER: line->bcc.helper = optarg; break;
+		case FOREIGN_HEADERS: line->bcc.accept_foreign_headers = true; break;
+		case HOLD_TRACEPOINTS: line->bcc.hold_tracepoints = true; break;
+		case VERBOSE: line->verbose = line->bcc.verbose = true; break;
 		case JSON: line->json = true; break;
 		case VERSION: puts("weighbridge-probes " WB_VERSION); return -1;
 		case 'h': fputs(USAGE, stdout); return -1;
@@ -105,6 +119,10 @@ static int read_options(int count, char **arguments, struct command_line *line)
 	}
 	if (!is_walk(line->load.walk)) {
 		say("--walk is auto, css, iterator or table, not %s", line->load.walk);
+		wrong = 1;
+	}
+	if (line->engine && strcmp(line->engine, "core") != 0 && strcmp(line->engine, "bcc") != 0) {
+		say("--engine is core or bcc, not %s", line->engine);
 		wrong = 1;
 	}
 	if (line->directory[0] != '/') {
@@ -117,14 +135,17 @@ static int read_options(int count, char **arguments, struct command_line *line)
 static int load(const struct command_line *line)
 {
 	struct pins pins;
+	bool bcc = line->engine && strcmp(line->engine, "bcc") == 0;
 	gid_t group;
 
-	if (access("/sys/kernel/btf/vmlinux", R_OK))
+	if (!bcc && access("/sys/kernel/btf/vmlinux", R_OK))
 		return fail("this kernel does not describe its types (no /sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF): "
 			    "load with --engine bcc, or let the agent read files alone");
 	if (require_capabilities() || find_group(line->group, &group) || require_bpffs(line->directory, group) ||
 	    open_pins(&pins, line->directory, group))
 		return 1;
+	if (bcc)
+		return become_bcc_helper(&pins, &line->load, &line->bcc);
 	return load_set(&pins, &line->load);
 }
 
@@ -167,12 +188,19 @@ static int networks(const struct command_line *line, const char *file)
 static int unload(const struct command_line *line)
 {
 	struct pins pins;
+	int set, failed;
 
 	if (access(line->directory, F_OK) && errno == ENOENT)
 		return 0;
 	if (open_pins(&pins, line->directory, 0))
 		return 1;
-	return access(pins.set, F_OK) ? 0 : remove_set(&pins);
+	if (access(pins.set, F_OK))
+		return 0;
+	set = open(pins.set, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	failed = remove_set(&pins) || (set >= 0 && wait_for_bcc_helper(set));
+	if (set >= 0)
+		close(set);
+	return failed;
 }
 
 int main(int count, char **arguments)
@@ -180,6 +208,7 @@ int main(int count, char **arguments)
 	struct command_line line = {
 		.directory = "/run/weighbridge/bpf",
 		.group = "weighbridge",
+		.bcc = {.helper = WB_BCC_HELPER},
 		.load = {.walk = "auto", .max_cgroups = 16384, .max_ended = 65536},
 	};
 	int wrong = read_options(count, arguments, &line);
@@ -187,9 +216,10 @@ int main(int count, char **arguments)
 
 	if (wrong)
 		return wrong < 0 ? 0 : usage();
-	if (optind == count)
+	if (optind == count && !line.engine)
 		return usage();
-	command = arguments[optind++];
+	/* The engine alone stands for loading it. */
+	command = optind < count ? arguments[optind++] : "load";
 	operand = optind < count ? arguments[optind++] : NULL;
 	be_verbose(line.verbose);
 	if (!line.load.networks && access(NETWORKS_FILE, F_OK) == 0)

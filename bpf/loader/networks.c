@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "networks.h"
 
-#include "records.h"
+#include "pins.h"
 #include "say.h"
 
 #include <arpa/inet.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 
@@ -138,4 +139,21 @@ int set_networks(int classes, int changes, const char *file)
 	if (bpf_map_update_elem(changes, &zero, &changed, BPF_ANY))
 		return fail("map class_changes: %s", strerror(errno));
 	return 0;
+}
+
+int fill_classes(const struct pins *pins, const char *file)
+{
+	int classes = bpf_obj_get(pin_path(pins, "classes")), changes = bpf_obj_get(pin_path(pins, "class_changes"));
+	struct wb_prefix any;
+	int failed = 0;
+
+	if (classes < 0 || changes < 0)
+		failed = fail("%s: %s", pin_path(pins, "classes"), strerror(errno));
+	else if (file || bpf_map_get_next_key(classes, NULL, &any))
+		failed = set_networks(classes, changes, file);
+	if (classes >= 0)
+		close(classes);
+	if (changes >= 0)
+		close(changes);
+	return failed;
 }

@@ -28,12 +28,21 @@ const struct map_pin map_pins[] = {
 	{"class_changes", ROOT_ONLY, 4, 4},
 	{"snapshot", READ, 4, sizeof(struct wb_row)},
 	{"table", ROOT_ONLY, 8, 8},
+	{"paths", ROOT_ONLY, WB_PATH_BYTES, sizeof(struct wb_place)},
 	{"overflow", READ, 4, sizeof(struct wb_overflow)},
 	{"about", READ, 4, sizeof(struct wb_about)},
 };
 const size_t map_pin_count = sizeof(map_pins) / sizeof(map_pins[0]);
 
 _Static_assert(sizeof(struct wb_snapshot_head) == sizeof(struct wb_row), "head and rows share one array");
+
+const struct map_pin *pin_of(const char *name)
+{
+	for (size_t i = 0; i < map_pin_count; i++)
+		if (strcmp(map_pins[i].name, name) == 0)
+			return &map_pins[i];
+	return NULL;
+}
 
 int open_pins(struct pins *pins, const char *directory, gid_t group)
 {

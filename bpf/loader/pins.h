@@ -28,6 +28,9 @@ struct map_pin {
 extern const struct map_pin map_pins[];
 extern const size_t map_pin_count;
 
+/* NULL: not pinned. */
+const struct map_pin *pin_of(const char *name);
+
 /* Open the bpffs and take its lock, so that two loaders never work at once. 0, or 1 after saying why not. */
 int open_pins(struct pins *pins, const char *directory, gid_t group);
 

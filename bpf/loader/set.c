@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "set.h"
 
+#include "bcc.h"
 #include "host.h"
 #include "objects.h"
 #include "say.h"
@@ -48,19 +49,11 @@ static unsigned long long boottime_ns(void)
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
-static const struct map_pin *pin_of(const char *name)
-{
-	for (size_t i = 0; i < map_pin_count; i++)
-		if (strcmp(map_pins[i].name, name) == 0)
-			return &map_pins[i];
-	return NULL;
-}
-
-static unsigned int room_for(const char *map, const struct load_options *options)
+unsigned int room_for(const char *map, const struct load_options *options)
 {
 	if (strcmp(map, "snapshot") == 0)
 		return options->max_cgroups + 1;
-	if (strcmp(map, "births") == 0 || strcmp(map, "table") == 0)
+	if (strcmp(map, "births") == 0 || strcmp(map, "table") == 0 || strcmp(map, "paths") == 0)
 		return options->max_cgroups;
 	if (strcmp(map, "tombstones") == 0)
 		return options->max_ended;
@@ -225,24 +218,6 @@ static int attach_all(const struct pins *pins, struct bpf_object *object, int cg
 	return 0;
 }
 
-/* Before the programs count. A set that is replaced keeps its networks unless others are given. 0 or 1. */
-static int fill_classes(const struct pins *pins, const struct load_options *options)
-{
-	int classes = bpf_obj_get(pin_path(pins, "classes")), changes = bpf_obj_get(pin_path(pins, "class_changes"));
-	struct wb_prefix any;
-	int failed = 0;
-
-	if (classes < 0 || changes < 0)
-		failed = fail("%s: %s", pin_path(pins, "classes"), strerror(errno));
-	else if (options->networks || bpf_map_get_next_key(classes, NULL, &any))
-		failed = set_networks(classes, changes, options->networks);
-	if (classes >= 0)
-		close(classes);
-	if (changes >= 0)
-		close(changes);
-	return failed;
-}
-
 /* `has` of what could be loaded, 0 otherwise. */
 static unsigned int load_concern(const struct pins *pins, const struct concern *concern, int cgroup,
 				 const struct load_options *options)
@@ -253,7 +228,7 @@ static unsigned int load_concern(const struct pins *pins, const struct concern *
 	last_reason();
 	object = open_and_load(pins, concern->name, options);
 	if (object && !learn_cpus(object) && !pin_maps(pins, object) &&
-	    (concern->has != WB_HAS_NETWORK || !fill_classes(pins, options)) && !attach_all(pins, object, cgroup))
+	    (concern->has != WB_HAS_NETWORK || !fill_classes(pins, options->networks)) && !attach_all(pins, object, cgroup))
 		has = concern->has;
 	else
 		say("%s: the kernel refuses it, so %s (%s)", concern->name, concern->without_it, last_reason());
@@ -359,11 +334,13 @@ int load_set(struct pins *pins, const struct load_options *options)
 	struct wb_about about = {};
 	enum pin_state state = look(pins, &about);
 	char mounted_at[PIN_PATH];
+	bool replaces_bcc;
 	int cgroup;
 
 	if (state == SET_FOREIGN)
 		return fail("%s holds what is not ours or of another version: `weighbridge-probes unload`, then load", pins->set);
-	if (state == SET_READY && !options->replace && strcmp(about.version, WB_VERSION) == 0) {
+	replaces_bcc = state == SET_READY && about.engine == WB_ENGINE_BCC;
+	if (state == SET_READY && !replaces_bcc && !options->replace && strcmp(about.version, WB_VERSION) == 0) {
 		say("version %s is loaded already", about.version);
 		return 0;
 	}
@@ -394,6 +371,8 @@ int load_set(struct pins *pins, const struct load_options *options)
 	}
 	if (write_about(pins, &about))
 		return 1;
+	if (replaces_bcc)
+		remove_bcc_pins(pins);
 	say("%s version %s: lifecycle %s, network %s, walk %s", state == SET_READY ? "replaced the programs by" : "loaded",
 	    about.version, about.has & WB_HAS_LIFECYCLE ? "yes" : "no", about.has & WB_HAS_NETWORK ? "yes" : "no",
 	    about.walk == WB_WALK_CSS ? "css" : about.walk == WB_WALK_CGROUP_ITERATOR ? "iterator"

@@ -12,6 +12,9 @@ struct load_options {
 	bool replace; /* programs of the same version too */
 };
 
+/* Elements of a map that the options size; 0: as the programs declare it. */
+unsigned int room_for(const char *map, const struct load_options *options);
+
 /*
  * Load what is not there; put other programs in the place of those that are, over the same maps: every event is counted by
  * old or new or, where both see it, written twice with the same content. A program that the kernel refuses is

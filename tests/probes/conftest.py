@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bench import bcc
 from bench.probe_set import ProbeSet, directory_for_pins
 from bench.short_lives import build
+
+_MISSING = bcc.missing()
+needs_bcc = pytest.mark.skipif(
+    _MISSING is not None and not os.environ.get("CI"), reason=f"engine bcc needs {_MISSING}: ./dev setup"
+)
+"""In CI what is missing fails the test."""
 
 
 @pytest.fixture

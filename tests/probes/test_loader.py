@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ from bench.probe_set import LOADER, ProbeSet
 from bench.short_lives import start, usage_ns
 from tests.probes.conftest import until
 from tests.probes.holding import births, network, overflow, tombstones
+from tests.probes.links import links_of, living_links
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -29,12 +29,12 @@ NOBODY = 65_534
 
 def test_unload_leaves_nothing_behind(pins: ProbeSet) -> None:
     pins.load()
-    links = _links(pins)
+    links = links_of(pins)
     assert len(links) == 6
     done = pins.run("unload")
     assert (done.returncode, done.stderr) == (0, "")
     assert not pins.pins.exists()
-    until(lambda: not links & _living_links())
+    until(lambda: not links & living_links())
     again = pins.run("unload")
     assert (again.returncode, again.stderr) == (0, ""), "nothing to unload is no error"
 
@@ -184,10 +184,10 @@ def test_a_loader_that_was_killed_is_finished_by_the_next(pins: ProbeSet) -> Non
         status = pins.status()
         assert status["lifecycle"]
         assert status["network"]
-        links |= _links(pins)
-        assert len(_links(pins)) == 6
+        links |= links_of(pins)
+        assert len(links_of(pins)) == 6
         assert pins.run("unload").returncode == 0
-    until(lambda: not links & _living_links())
+    until(lambda: not links & living_links())
     assert killed >= 5, "hardly ever was it killed in the middle"
 
 
@@ -228,7 +228,7 @@ def test_programs_are_replaced_under_load_without_a_gap_and_without_counting_twi
     )
     dying = start(short_lives, ours, 0, 600, workers=2)
     talking = talker.run([sys.executable, "-c", code])
-    first = _links(probes)
+    first = links_of(probes)
     upgrades = 0
     while dying.poll() is None or talking.poll() is None:
         done = probes.run("upgrade")
@@ -250,9 +250,9 @@ def test_programs_are_replaced_under_load_without_a_gap_and_without_counting_twi
         assert counted.skbs == datagrams
         assert counted.bytes == datagrams * (size + 28)
     assert not any(overflow(probes)._replace(wakes=0, paths_cut=0))
-    assert len(_links(probes) & first) == 2, "the two on the cgroup stay, with other programs"
-    assert len(_links(probes)) == 6
-    until(lambda: len(first & _living_links()) == 2)
+    assert len(links_of(probes) & first) == 2, "the two on the cgroup stay, with other programs"
+    assert len(links_of(probes)) == 6
+    until(lambda: len(first & living_links()) == 2)
     assert not list(probes.pins.glob("*_new"))
 
 
@@ -281,22 +281,6 @@ def _about(probes: ProbeSet) -> int:
         return records.about(held.lookup(records.FIRST) or b"").load_id
     finally:
         held.close()
-
-
-def _links(pins: ProbeSet) -> set[int]:
-    """Ids of the links that are pinned, the iterator's included."""
-    pinned = [*pins.pins.glob("link_*"), pins.pins / "walk"]
-    shown = [_bpftool("link", "show", "pinned", str(path)) for path in pinned]
-    return {json.loads(text)["id"] for text in shown}
-
-
-def _living_links() -> set[int]:
-    """Ids of all links of the kernel, whoever made them."""
-    return {link["id"] for link in json.loads(_bpftool("link", "list"))}
-
-
-def _bpftool(*words: str) -> str:
-    return subprocess.run(["bpftool", "--json", *words], capture_output=True, text=True, check=True).stdout
 
 
 def _with_capabilities(pins: ProbeSet, names: set[str]) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import bcc
 from bench.cgroups import Cgroup
 from bench.netns import HERE4, HERE6, THERE4, THERE6, Namespace, namespace
 from bench.probe_set import ProbeSet
+from tests.probes.conftest import needs_bcc
 from tests.probes.holding import Traffic, network, overflow
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
@@ -60,6 +62,17 @@ for _ in range(count):
     to.sendto(b"z" * size, (address, port))
 print("done", flush=True)
 """
+
+
+@pytest.fixture(params=["core", pytest.param("bcc", marks=needs_bcc)])
+def probes(request: pytest.FixtureRequest, pins: ProbeSet) -> Iterator[ProbeSet]:
+    """Loaded by either engine: they count by the same text."""
+    if request.param == "bcc":
+        with bcc.helper(pins):
+            yield pins
+    else:
+        pins.load()
+        yield pins
 
 
 @pytest.fixture
