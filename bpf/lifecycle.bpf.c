@@ -114,7 +114,7 @@ static __always_inline struct cpu_time own_cpu(const struct percpu_stat *stat, b
  * reads would count its part twice or not at all, so what a cgroup that never had children used is
  * read from its per-CPU counters alone, which no flush touches; for the others the reads must agree.
  */
-static __always_inline bool whole_cpu(struct cgroup *cgroup, const struct wb_birth *birth, struct cpu_time *cpu)
+static __always_inline bool whole_cpu(struct cgroup *cgroup, bool childless, struct cpu_time *cpu)
 {
 	struct percpu_stat stat = percpu_stat_of(cgroup);
 	struct cpu_time before, unflushed, after;
@@ -122,7 +122,7 @@ static __always_inline bool whole_cpu(struct cgroup *cgroup, const struct wb_bir
 
 	if (!stat.percpu)
 		return false;
-	if (birth && birth->children == 0) {
+	if (childless) {
 		*cpu = own_cpu(&stat, false);
 		return true;
 	}
@@ -152,10 +152,12 @@ static __always_inline int write_tombstone(struct cgroup *cgroup, const char *pa
 
 	if (!record)
 		return 0;
-	if (whole_cpu(cgroup, birth, &cpu))
+	/* The birth is gone once a tombstone was written: at the release, and when an upgrade has two sets see one removal. */
+	if (written ? written->flags & WB_CHILDLESS : birth && birth->children == 0)
+		flags |= WB_CHILDLESS;
+	if (whole_cpu(cgroup, flags & WB_CHILDLESS, &cpu))
 		flags |= WB_KNOWS_CPU;
 	if (written) {
-		/* The birth may be gone already: an upgrade has two sets of programs see one release. */
 		*record = *written;
 		flags |= written->flags;
 	} else {
@@ -180,9 +182,11 @@ static __always_inline int write_tombstone(struct cgroup *cgroup, const char *pa
 		COUNT_OVERFLOW(tombstones, 1);
 		if (released)
 			COUNT_OVERFLOW(tombstones_cpu_ns, cpu.usage_ns);
+		if (!released)
+			return 0; /* The release needs the birth. */
 	}
-	if (released)
-		bpf_map_delete_elem(&births, &id);
+	/* A removed cgroup can live on for as long as a page of it does: its birth makes room for others. */
+	bpf_map_delete_elem(&births, &id);
 	return 0;
 }
 

@@ -10,7 +10,7 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define RECENT_PEERS 256 /* per CPU; a power of two */
+#define RECENT_PEERS 1024 /* a power of two */
 
 OVERFLOW_MAP;
 
@@ -39,7 +39,7 @@ struct {
 } class_changes SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, RECENT_PEERS);
 	__type(key, u32);
 	__type(value, u64);

@@ -35,8 +35,8 @@ static __always_inline u32 look_up(struct wb_prefix *peer)
 }
 
 /*
- * A walk down the trie costs as much as all the rest, so each CPU remembers the classes of its last IPv4 peers. An
- * entry is one word, address | changes | class, since a program may interrupt another on the same CPU.
+ * A walk down the trie costs as much as all the rest, so the classes of the last IPv4 peers are remembered. An entry is
+ * one word, address | changes | class: others write it at the same time.
  */
 static __always_inline u32 class_of_ipv4(u32 address)
 {

@@ -25,10 +25,12 @@
 #define WB_KNOWS_PIDS_PEAK (1u << 5)
 #define WB_KNOWS_PRESSURE (1u << 6)
 #define WB_KNOWS_MEMORY_PEAK (1u << 7)
+/* No cgroup was ever made in it. */
+#define WB_CHILDLESS (1u << 30)
 /* The path is longer than WB_PATH_BYTES - 1 and was cut. */
 #define WB_PATH_CUT (1u << 31)
 
-/* births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted at release. Agent: read. */
+/* births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted when a tombstone is written. Agent: read. */
 struct wb_birth {
 	unsigned long long parent_id; /* 0: not known (engine bcc, paths beyond WB_PATH_BYTES) */
 	unsigned long long born_boottime_ns;
@@ -57,7 +59,7 @@ struct wb_tombstone {
 	unsigned long long memory_current_bytes;
 	unsigned long long memory_peak_bytes;
 	unsigned long long oom_kills;
-	unsigned int flags; /* WB_KNOWS_*, WB_PATH_CUT */
+	unsigned int flags; /* WB_KNOWS_*, WB_CHILDLESS, WB_PATH_CUT */
 	unsigned int level;
 	char path[WB_PATH_BYTES];
 };
@@ -83,17 +85,19 @@ struct wb_prefix {
 };
 
 /*
- * snapshot: ARRAY, mmapable. Element 0 is the head, elements 1..rows the cgroups below the root, in no order.
- * Written whenever one byte is read from the pin `walk` (one read is enough, and cheapest: the css walk's iterator is over
- * tasks). `sequence` is odd while that happens. The agent reads it with BPF_MAP_LOOKUP_BATCH, rows + 1 elements: the
- * kernel refuses to map a descriptor into memory that was opened read-only (mmap drops VM_SHARED from it: EINVAL).
+ * snapshot: ARRAY, mmapable. Element 0 begins with the head, the others are full of rows: the cgroups below the root, in no
+ * order. Written whenever one byte is read from the pin `walk` (one read is enough, and cheapest: the css walk's iterator is
+ * over tasks). `sequence` is odd while that happens. The agent reads it with BPF_MAP_LOOKUP_BATCH, which costs by the
+ * element: the kernel refuses to map a descriptor into memory that was opened read-only (mmap drops VM_SHARED from it: EINVAL).
  */
+#define WB_ROWS_IN_ELEMENT 24
+
 struct wb_snapshot_head {
 	unsigned long long sequence;
 	unsigned long long rows;
+	unsigned long long missed; /* cgroups this walk had no room for */
 	unsigned long long begun_boottime_ns;
 	unsigned long long ended_boottime_ns;
-	unsigned long long unused[17];
 };
 
 /* Cumulative, what lies below included, as the files of the cgroup say (throttling, pressure, pids: its own). */
@@ -121,6 +125,10 @@ struct wb_row {
 	unsigned long long psi_cpu_full_ns;
 	unsigned int flags; /* WB_KNOWS_* */
 	unsigned int level;
+};
+
+struct wb_rows {
+	struct wb_row row[WB_ROWS_IN_ELEMENT];
 };
 
 /* overflow: ARRAY of one. What there was no room for since the load. */

@@ -18,10 +18,10 @@ OVERFLOW_MAP;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 16385);
+	__uint(max_entries, 1 + (16384 + WB_ROWS_IN_ELEMENT - 1) / WB_ROWS_IN_ELEMENT);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, u32);
-	__type(value, struct wb_row);
+	__type(value, struct wb_rows);
 } snapshot SEC(".maps");
 
 /* What every iterator's context begins with. */
@@ -41,7 +41,7 @@ static __always_inline struct wb_snapshot_head *head_of(void)
 static __always_inline void begin(struct wb_snapshot_head *head)
 {
 	head->sequence |= 1;
-	head->rows = 0;
+	head->rows = head->missed = 0;
 	head->begun_boottime_ns = bpf_ktime_get_boot_ns();
 }
 
@@ -104,14 +104,19 @@ static __always_inline void put_pressure(struct cgroup *cgroup, struct wb_row *r
 
 static __always_inline void put(struct wb_snapshot_head *head, struct cgroup *cgroup, u64 id)
 {
-	u32 at = head->rows + 1;
-	struct wb_row *row = bpf_map_lookup_elem(&snapshot, &at);
+	u32 at = head->rows, element = 1 + at / WB_ROWS_IN_ELEMENT;
+	u64 within = at % WB_ROWS_IN_ELEMENT;
+	struct wb_rows *rows = bpf_map_lookup_elem(&snapshot, &element);
 	struct cpu_time cpu = settled_cpu(cgroup);
+	struct wb_row *row;
 
-	if (!row) {
+	barrier_var(within); /* so that the verifier sees the bound of what the compiler indexes with */
+	if (!rows || within >= WB_ROWS_IN_ELEMENT) {
 		COUNT_OVERFLOW(snapshot_rows, 1);
+		head->missed++;
 		return;
 	}
+	row = &rows->row[within];
 	__builtin_memset(row, 0, sizeof(*row));
 	row->cgroup_id = id;
 	row->parent_id = parent_id_of(cgroup);
@@ -122,7 +127,7 @@ static __always_inline void put(struct wb_snapshot_head *head, struct cgroup *cg
 	row->flags = WB_KNOWS_CPU;
 	put_controllers(cgroup, row);
 	put_pressure(cgroup, row);
-	head->rows = at;
+	head->rows = at + 1;
 }
 
 #endif

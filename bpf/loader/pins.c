@@ -26,7 +26,7 @@ const struct map_pin map_pins[] = {
 	{"network", READ_AND_EMPTY, 8, sizeof(struct wb_network)},
 	{"classes", READ, sizeof(struct wb_prefix), sizeof(unsigned int)},
 	{"class_changes", ROOT_ONLY, 4, 4},
-	{"snapshot", READ, 4, sizeof(struct wb_row)},
+	{"snapshot", READ, 4, sizeof(struct wb_rows)},
 	{"table", ROOT_ONLY, 8, 8},
 	{"paths", ROOT_ONLY, WB_PATH_BYTES, sizeof(struct wb_place)},
 	{"overflow", READ, 4, sizeof(struct wb_overflow)},
@@ -34,7 +34,7 @@ const struct map_pin map_pins[] = {
 };
 const size_t map_pin_count = sizeof(map_pins) / sizeof(map_pins[0]);
 
-_Static_assert(sizeof(struct wb_snapshot_head) == sizeof(struct wb_row), "head and rows share one array");
+_Static_assert(sizeof(struct wb_snapshot_head) <= sizeof(struct wb_rows), "the head fits the first element");
 
 const struct map_pin *pin_of(const char *name)
 {

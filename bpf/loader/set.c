@@ -52,7 +52,7 @@ static unsigned long long boottime_ns(void)
 unsigned int room_for(const char *map, const struct load_options *options)
 {
 	if (strcmp(map, "snapshot") == 0)
-		return options->max_cgroups + 1;
+		return 1 + (options->max_cgroups + WB_ROWS_IN_ELEMENT - 1) / WB_ROWS_IN_ELEMENT;
 	if (strcmp(map, "births") == 0 || strcmp(map, "table") == 0 || strcmp(map, "paths") == 0)
 		return options->max_cgroups;
 	if (strcmp(map, "tombstones") == 0)

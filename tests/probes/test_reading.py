@@ -204,7 +204,7 @@ def test_more_cgroups_than_the_snapshot_holds_are_read_from_their_files(
 ) -> None:
     with probe_set.loaded(tmp_path, "--max-cgroups", "3") as small:
         reader = new_reader(small.directory)
-        units = [ours.child(f"wb-{number}.scope") for number in range(6)]
+        units = [ours.child(f"wb-{number}.scope") for number in range(30)]
         for _ in range(2):
             found = mine(reader.read(), ours)
             assert found.keys() == {unit.cgroup_id for unit in units}

@@ -19,6 +19,7 @@ MIRRORED: Mapping[str, tuple[type, Struct]] = {
     "wb_birth": (records.Birth, records._BIRTH),
     "wb_tombstone": (records.Tombstone, records._TOMBSTONE),
     "wb_row": (records.Row, records._ROW),
+    "wb_snapshot_head": (records.Head, records._HEAD),
     "wb_overflow": (records.Overflow, records._OVERFLOW),
     "wb_about": (records.About, records._ABOUT),
 }
@@ -67,21 +68,20 @@ def test_every_field_is_where_the_compiler_puts_it(name: str, tmp_path: Path) ->
     assert len(re.findall(r"^\t(?:unsigned|char)[^;]*;", declared[1], re.MULTILINE)) == len(fields)
 
 
-def test_the_head_and_the_traffic_are_where_the_compiler_puts_them(tmp_path: Path) -> None:
+def test_rows_and_traffic_are_where_the_compiler_puts_them(tmp_path: Path) -> None:
     names = [
         (way, peer, field) for field in ("bytes", "segments") for peer in range(3) for way in ("rx", "tx")
     ]
-    head, sequence, rows, network, *slots = compiled(
+    in_element, element, network, *slots = compiled(
         tmp_path,
         [
-            "sizeof(struct wb_snapshot_head)",
-            "offsetof(struct wb_snapshot_head, sequence)",
-            "offsetof(struct wb_snapshot_head, rows)",
+            "WB_ROWS_IN_ELEMENT",
+            "sizeof(struct wb_rows)",
             "sizeof(struct wb_network)",
             *(f"offsetof(struct wb_network, {way}[{peer}].{field}) / 8" for way, peer, field in names),
         ],
     )
-    assert (head, sequence, rows) == (records._ROW.size, 0, 8)
+    assert (in_element, element) == (records.ROWS_IN_ELEMENT, records.SIZES["snapshot"][1])
     assert network == records._NETWORK.size
     assert tuple(slots) == records._NETWORK_SLOTS
     classes = {0: "loopback", 1: "internal", 2: "external"}

@@ -122,7 +122,8 @@ def test_a_snapshot_without_room_for_all_counts_the_others_and_is_not_taken_for_
     assert isinstance(found, Adopted), found
     assert found.rows() is None
     found.close()
-    assert overflow(pins).snapshot_rows >= 20
+    # Rows come by the dozen, so there is room for 24.
+    assert overflow(pins).snapshot_rows >= 40 - 24
 
 
 def test_two_readers_at_once_never_get_torn_rows(probes: ProbeSet, ours: Cgroup) -> None:

@@ -104,14 +104,14 @@ class ProbeSet:
         try:
             with self._alone():
                 self._walk()
-                sequence, count = records.head(snapshot.lookup(records.FIRST) or b"")
-                # A full snapshot may lack cgroups that live: whoever is not in it must not be taken for gone.
-                if sequence % 2 or count + 1 >= snapshot.max_entries:
+                head = records.head(snapshot.lookup(records.FIRST) or b"")
+                # Whoever is not in it must not be taken for gone.
+                if head.sequence % 2 or head.missed:
                     return None
-                elements = snapshot.first(count + 1)
+                elements = snapshot.first(records.elements_of(head.rows))
                 # Whoever does not keep the lock may have had it written anew meanwhile.
                 after = records.head(snapshot.lookup(records.FIRST) or b"")
-                return records.rows(elements) if after == (sequence, count) else None
+                return records.rows(elements, head.rows) if after == head else None
         except (OSError, struct.error):
             return None
 

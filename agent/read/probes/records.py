@@ -11,13 +11,14 @@ from typing import NamedTuple
 LAYOUT = 1
 PATH_BYTES = 360
 CLASSES = 3
+ROWS_IN_ELEMENT = 24
 TRAFFIC_FIELDS = 3
 
 _ID = Struct("=Q")
 _BIRTH = Struct(f"=QQIIII{PATH_BYTES}s")
 _TOMBSTONE = Struct(f"=10QII{PATH_BYTES}s")
 _NETWORK = Struct(f"={2 * CLASSES * TRAFFIC_FIELDS}Q")
-_HEAD = Struct("=4Q")
+_HEAD = Struct("=5Q")
 _ROW = Struct("=20QII")
 _OVERFLOW = Struct("=8Q")
 _ABOUT = Struct("=4I2Q32s")
@@ -26,7 +27,7 @@ SIZES = {
     "births": (_ID.size, _BIRTH.size),
     "tombstones": (_ID.size, _TOMBSTONE.size),
     "network": (_ID.size, _NETWORK.size),
-    "snapshot": (4, _ROW.size),
+    "snapshot": (4, ROWS_IN_ELEMENT * _ROW.size),
     "overflow": (4, _OVERFLOW.size),
     "about": (4, _ABOUT.size),
 }
@@ -37,7 +38,7 @@ FIRST = b"\0\0\0\0"
 
 
 class Knows(IntFlag):
-    """WB_KNOWS_* and WB_PATH_CUT."""
+    """WB_KNOWS_*, WB_CHILDLESS and WB_PATH_CUT."""
 
     CPU = 1 << 0
     THROTTLING = 1 << 1
@@ -47,6 +48,7 @@ class Knows(IntFlag):
     PIDS_PEAK = 1 << 5
     PRESSURE = 1 << 6
     MEMORY_PEAK = 1 << 7
+    CHILDLESS = 1 << 30
     PATH_CUT = 1 << 31
 
 
@@ -194,15 +196,30 @@ def network(keys: memoryview, values: memoryview, cpus: int) -> Iterator[tuple[i
         yield cgroup_id, tuple([sum(element[slot::width]) for slot in _NETWORK_SLOTS])
 
 
-def head(element: bytes | memoryview) -> tuple[int, int]:
-    """(sequence, rows) of the snapshot's first element."""
-    sequence, rows, _, _ = _HEAD.unpack_from(element)
-    return sequence, rows
+class Head(NamedTuple):
+    """Of the snapshot."""
+
+    sequence: int
+    rows: int
+    missed: int
+    begun_boottime_ns: int
+    ended_boottime_ns: int
 
 
-def rows(elements: memoryview) -> dict[int, RawRow]:
-    """The cgroups of the snapshot's elements behind the first, by id."""
-    return {values[0]: values for values in _ROW.iter_unpack(elements[_ROW.size :])}
+def head(element: bytes | memoryview) -> Head:
+    """What the snapshot's first element begins with."""
+    return Head._make(_HEAD.unpack_from(element))
+
+
+def elements_of(rows: int) -> int:
+    """Elements of the snapshot that hold its head and so many rows."""
+    return 1 + -(-rows // ROWS_IN_ELEMENT)
+
+
+def rows(elements: memoryview, count: int) -> dict[int, RawRow]:
+    """The snapshot's `count` cgroups by id; they begin with the second element."""
+    begin = ROWS_IN_ELEMENT * _ROW.size
+    return {values[0]: values for values in _ROW.iter_unpack(elements[begin : begin + count * _ROW.size])}
 
 
 def overflow(value: bytes) -> Overflow:
