@@ -62,7 +62,7 @@ static __always_inline const struct psi_group *pressure_of(struct cgroup *cgroup
 	return (void *)old + bpf_core_field_offset(struct cgroup___psi_within, psi);
 }
 
-/* "cgroup/pids: add pids.peak" (6.6). */
+/* "cgroup: add pids.peak interface for pids controller" (6.1). */
 static __always_inline bool has_pids_peak(void)
 {
 	return bpf_core_field_exists(struct pids_cgroup, watermark);

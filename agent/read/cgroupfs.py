@@ -149,9 +149,11 @@ class CgroupReader:
                 current = parse.number(self._text(files[_MEMORY])) if has_memory else None
                 inactive = self._inactive(files) if has_memory else None
                 pids = parse.number(self._text(files[_PIDS])) if has_pids else None
-                out.append(MemorySample(unit.cgroup_id, current, inactive, pids))
             except Gone:
                 continue
+            # Files that were never opened are not there after the cgroup's end, which is no size of its memory.
+            if current is not None or pids is not None:
+                out.append(MemorySample(unit.cgroup_id, current, inactive, pids))
         return out
 
     def close(self) -> None:

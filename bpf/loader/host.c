@@ -7,6 +7,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/magic.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +69,21 @@ int find_cgroup2(char *path, size_t size)
 	return 0;
 }
 
-static int make_directories(const char *path)
+/*
+ * The agent's RuntimeDirectory= may be among them, and one that is not its user's already is handed to that user by systemd with
+ * all that lies below: root's pins.
+ */
+static int make_parent(const char *path, gid_t group)
+{
+	const struct group *entry = getgrgid(group);
+	const struct passwd *agent = entry ? getpwnam(entry->gr_name) : NULL;
+
+	if (mkdir(path, 0755))
+		return errno == EEXIST ? 0 : -1;
+	return agent ? chown(path, agent->pw_uid, group) : 0;
+}
+
+static int make_directories(const char *path, gid_t group)
 {
 	char part[4096];
 
@@ -77,7 +92,7 @@ static int make_directories(const char *path)
 	strcpy(part, path);
 	for (char *slash = strchr(part + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
 		*slash = 0;
-		if (mkdir(part, 0755) && errno != EEXIST)
+		if (make_parent(part, group))
 			return -1;
 		*slash = '/';
 	}
@@ -89,7 +104,7 @@ int require_bpffs(const char *directory, gid_t group)
 	struct statfs filesystem;
 	char options[64];
 
-	if (make_directories(directory))
+	if (make_directories(directory, group))
 		return fail("%s: %s", directory, strerror(errno));
 	if (statfs(directory, &filesystem))
 		return fail("%s: %s", directory, strerror(errno));

@@ -49,7 +49,7 @@ class Probes:
         return status
 
     def programs(self) -> list[str]:
-        """Names of the programs in the kernel that are not systemd's."""
+        """Names of the programs in the kernel that are neither systemd's nor a container's filter of devices."""
         listed = json.loads(self.machine.run("bpftool --json prog show").output)
-        names = (program.get("name", "") for program in listed)
+        names = (program.get("name", "") for program in listed if program["type"] != "cgroup_device")
         return sorted(name for name in names if not name.startswith("sd_"))

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from collector.handoff.log import Kind, Record, scan
 from collector.log_commands import verify
 from tests.acceptance.conftest import NewMachine
+from tests.acceptance.delivered import Delivered
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.machines.machine import Machine
 from tests.acceptance.weighbridge import Weighbridge
-from wire.measures import BIT
 from wire.v1 import usage_pb2 as pb
 
 SECOND_NS = 1_000_000_000
@@ -68,7 +67,7 @@ SETTINGS = {
 class Delivery:
     """One run: what the collector has, and what the kernel said around the agent's last reading."""
 
-    batches: list[pb.UsageBatch]
+    delivered: Delivered
     log: Path
     cgroups: dict[str, str]
     before: dict[str, Figures]
@@ -77,27 +76,7 @@ class Delivery:
 
     def rows(self, name: str) -> list[tuple[pb.UsageBatch, int]]:
         """The rows of one workload: batches and places in them, oldest first."""
-        wanted = self.before[name].cgroup_id
-        return [
-            (batch, row)
-            for batch in self.batches
-            for row, cgroup_id in enumerate(batch.containers.cgroup_id)
-            if cgroup_id == wanted
-        ]
-
-    def known(self, name: str, measure: str) -> list[int]:
-        """The values of one measure in every row in which it is known."""
-        return [
-            getattr(batch, measure)[row] if getattr(batch, measure) else 0
-            for batch, row in self.rows(name)
-            if batch.known[row] >> BIT[measure] & 1
-        ]
-
-    def measured(self, name: str, measure: str) -> int:
-        """A peak's maximum, a counter's sum."""
-        values = self.known(name, measure)
-        assert values, f"{measure} of {name} was never known"
-        return max(values) if measure.endswith(("_peak", "_peak_bytes")) else sum(values)
+        return self.delivered.rows(self.before[name].cgroup_id)
 
 
 def start_workloads(machine: Machine) -> dict[str, str]:
@@ -138,10 +117,7 @@ def delivery(new_machine: NewMachine, tmp_path_factory: pytest.TempPathFactory) 
         machine.run("systemctl stop weighbridge-agent")
         after = figures(machine, cgroups | limited)
         log = machine.get("/var/lib/weighbridge-collector/log", tmp_path_factory.mktemp("collector"))
-        records = [record for record in scan(log) if isinstance(record, Record)]
-        assert {record.kind for record in records} == {Kind.ACCEPTED}, installed.journal()
-        batches = [pb.UsageBatch.FromString(record.body) for record in records]
-        yield Delivery(batches, log, cgroups, before, after, ids)
+        yield Delivery(Delivered.of(log), log, cgroups, before, after, ids)
 
 
 @pytest.mark.parametrize("name", sorted({*CONTAINERS, *SERVICES} - ENDLESS - {"holder"}))
@@ -154,7 +130,9 @@ def test_what_stood_still_is_delivered_as_the_kernel_counted_it(delivery: Delive
         }
         assert delivery.after[f"{name}/limits"] == delivery.before[f"{name}/limits"], "not quiet"
     assert delivery.after[name].measures() == delivery.before[name].measures(), "not quiet"
-    assert {measure: delivery.measured(name, measure) for measure in expected} == expected
+    assert {
+        measure: delivery.delivered.measured(delivery.before[name].cgroup_id, measure) for measure in expected
+    } == expected
 
 
 def test_each_workload_did_what_it_was_made_for(delivery: Delivery) -> None:
@@ -178,7 +156,11 @@ def test_what_never_stops_lies_between_two_looks_at_the_kernel(delivery: Deliver
         low, high = delivery.before[name].measures(), delivery.after[name].measures()
         assert low["cpu_usage_ns"] < high["cpu_usage_ns"]
         for measure in ("cpu_usage_ns", "cpu_periods", "cpu_throttled_periods", "cpu_throttled_ns"):
-            assert low[measure] <= delivery.measured(name, measure) <= high[measure], measure
+            assert (
+                low[measure]
+                <= delivery.delivered.measured(delivery.before[name].cgroup_id, measure)
+                <= high[measure]
+            ), measure
 
 
 def test_memory_that_stands_still_is_billed_as_its_size_times_the_time(delivery: Delivery) -> None:
@@ -209,10 +191,7 @@ def test_a_container_is_known_by_its_runtime_and_billed_to_its_tenant(delivery: 
 
 
 def test_all_rows_together_are_the_hosts_own_cpu_time(delivery: Delivery) -> None:
-    rows = sum(sum(batch.cpu_usage_ns) for batch in delivery.batches)
-    totals = [batch.host_totals for batch in delivery.batches if batch.HasField("host_totals")]
-    assert rows == sum(total.cpu_usage_ns for total in totals) + totals[-1].cpu_deficit_ns
-    assert rows > 0
+    assert delivery.delivered.cpu_usage_ns() == delivery.delivered.host_cpu_usage_ns() > 0
 
 
 def test_the_stream_is_whole_and_every_controller_was_seen(delivery: Delivery) -> None:
@@ -223,4 +202,4 @@ def test_the_stream_is_whole_and_every_controller_was_seen(delivery: Delivery) -
     everything = (
         pb.COVERAGE_CPU | pb.COVERAGE_MEMORY | pb.COVERAGE_IO | pb.COVERAGE_PIDS | pb.COVERAGE_PRESSURE
     )
-    assert {batch.coverage & everything for batch in delivery.batches} == {everything}
+    assert {batch.coverage & everything for batch in delivery.delivered.batches} == {everything}

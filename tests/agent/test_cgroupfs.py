@@ -175,6 +175,21 @@ def test_a_file_that_appears_later_is_found(tmp_path: Path) -> None:
     assert r.open_files == 0
 
 
+def test_a_unit_that_is_gone_gives_no_sample_rather_than_one_of_unknown_memory(tmp_path: Path) -> None:
+    """An unknown size would take the integral and the peak from its last row."""
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 1)
+    fake.memory(CONTAINER, 5)
+    fake.write(CONTAINER, "pids.current", "1\n")
+    r = reader(fake, max_open_files=0)
+    cgroup_id = unit(r.read(), CONTAINER).cgroup_id
+    assert cgroup_id in {sample.cgroup_id for sample in r.sample_memory()}
+    fake.remove(CONTAINER)
+    for _ in range(2):
+        assert cgroup_id not in {sample.cgroup_id for sample in r.sample_memory()}
+    r.close()
+
+
 def test_a_unit_made_anew_under_the_same_path_is_another_unit(tmp_path: Path) -> None:
     fake = FakeHost(tmp_path)
     fake.cpu(CONTAINER, 9)

@@ -1,0 +1,1 @@
+"""Programs of the tests that run in a machine, each by itself."""
