@@ -30,7 +30,9 @@
 /* The path is longer than WB_PATH_BYTES - 1 and was cut. */
 #define WB_PATH_CUT (1u << 31)
 
-/* births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted when a tombstone is written. Agent: read. */
+/*
+ * births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted when a tombstone is written (engine
+ * bcc: at release, since it goes by births to find the ends it missed). Agent: read. */
 struct wb_birth {
 	unsigned long long parent_id; /* 0: not known (engine bcc, paths beyond WB_PATH_BYTES) */
 	unsigned long long born_boottime_ns;

@@ -93,12 +93,10 @@ static __always_inline int write_tombstone(struct end *end)
 		record->level = end->level;
 	}
 	record->released_boottime_ns = end->released ? now : 0;
-	if (bpf_map_update_elem(MAP(tombstones), &id, record, BPF_ANY)) {
+	if (bpf_map_update_elem(MAP(tombstones), &id, record, BPF_ANY))
 		COUNT_OVERFLOW(tombstones, 1);
-		if (!end->released)
-			return 0; /* The release needs the birth. */
-	}
-	bpf_map_delete_elem(MAP(births), &id);
+	if (end->released)
+		bpf_map_delete_elem(MAP(births), &id);
 	return 0;
 }
 
