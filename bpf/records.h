@@ -32,7 +32,8 @@
 
 /*
  * births: HASH, u64 cgroup id -> struct wb_birth. Written at mkdir, deleted when a tombstone is written (engine
- * bcc: at release, since it goes by births to find the ends it missed). Agent: read. */
+ * bcc: at release, since it goes by births to find the ends it missed). Agent: read.
+ */
 struct wb_birth {
 	unsigned long long parent_id; /* 0: not known (engine bcc, paths beyond WB_PATH_BYTES) */
 	unsigned long long born_boottime_ns;
