@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from collector import __version__, admission_commands, config, log_commands
+from collector import __version__, admission_commands, config, log_commands, online
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="be the daemon")
     run.set_defaults(handler=_run)
     check = commands.add_parser("check-config", help="are the settings, the CA and the directories usable?")
+    check.add_argument("--online", action="store_true", help="also ask brokers, topics and Redis")
     check.set_defaults(handler=_check_config)
     ca_commands.add_commands(
         commands,
@@ -68,7 +69,13 @@ def _check_config(args: argparse.Namespace) -> int:
     if not settings.external_ca:
         CertificateAuthority(settings.ca_dir).server_pair()
     print("settings are good")
-    return 0
+    if not args.online:
+        return 0
+    sound = True
+    for finding in online.findings(settings):
+        print(f"{finding.verdict:8} {finding.what}: {finding.text}")
+        sound = sound and finding.verdict != "failed"
+    return 0 if sound else 1
 
 
 def _control_socket(args: argparse.Namespace) -> Path:

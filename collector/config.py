@@ -18,6 +18,7 @@ DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
 
 D = msgspec.Meta
 
+_TOPIC = re.compile("[A-Za-z0-9._-]{1,200}")
 _PORT = re.compile("[0-9]{1,5}")
 
 
@@ -153,6 +154,51 @@ class Shared(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cluster: Annotated[bool, D(description="whether that is a Redis Cluster")] = False
 
 
+class Kafka(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Every record of the local log goes on to Kafka, and an agent is answered when the brokers have it. Without
+    `brokers` the local log is all there is."""
+
+    brokers: Annotated[
+        list[str], D(description="HOST:PORT of some brokers; the others are found through them")
+    ] = []
+    topic: Annotated[
+        str,
+        D(description="where usage goes; TOPIC.parked and TOPIC.rejected are beside it"),
+    ] = "usage-metering"
+    create_topics: Annotated[bool, D(description="make topics that are missing")] = True
+    partitions: Annotated[int, D(description="of topics made here", ge=1, le=10_000)] = 12
+    replication: Annotated[
+        int | None, D(description="copies of topics made here, 1 to 100; null: the brokers' default")
+    ] = None
+    retention: Annotated[Seconds, D(description="how long topics made here keep a record")] = Seconds(
+        7 * 86_400
+    )
+    delivery_timeout: Annotated[
+        Seconds,
+        D(description="1s to 45s: with no delivery report for so long agents are told RETRY (METER-001)"),
+    ] = Seconds(15)
+    in_flight: Annotated[
+        Bytes,
+        D(description="8MiB or more: bytes no broker has confirmed yet; beyond it agents are told RETRY"),
+    ] = Bytes(32 << 20)
+    giants: Annotated[
+        dict[str, int],
+        D(
+            description="tenants too large for one partition, and over how many keys (2 to 1000) their agents are spread"
+        ),
+    ] = {}
+    client: Annotated[
+        dict[str, str | int | bool],
+        D(description="passed through to librdkafka: security.protocol, sasl.*, ssl.*, compression.type, …"),
+    ] = {}
+
+
+class Handoff(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where batches go from here."""
+
+    kafka: Kafka = Kafka()
+
+
 class Port(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """/metrics, /livez, /readyz."""
 
@@ -173,6 +219,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     validation: Validation = Validation()
     admission: AdmissionSettings = AdmissionSettings()
     shared: Shared = Shared()
+    handoff: Handoff = Handoff()
     local_port: Port = Port()
     journal_level: Annotated[
         Literal["debug", "info", "warning", "error"], D(description="lowest level written to the journal")
@@ -216,6 +263,9 @@ def read(path: Path | None) -> Settings:
             raise SettingsError(
                 f"{path}: admission.{key}: 0, or at least {MAX_BATCH_BYTES} bytes, so that a batch of any size fits"
             )
+    trouble = _kafka_trouble(settings.handoff.kafka)
+    if trouble:
+        raise SettingsError(f"{path}: handoff.kafka.{trouble}")
     for key, address in (
         ("listen.ingest", settings.listen.ingest),
         ("listen.enrolment", settings.listen.enrolment),
@@ -226,6 +276,22 @@ def read(path: Path | None) -> Settings:
             except CollectorError as error:
                 raise SettingsError(f"{path}: {key}: {error}") from None
     return settings
+
+
+def _kafka_trouble(kafka: Kafka) -> str:
+    """What bounds on single keys cannot say."""
+    if not 1 <= kafka.delivery_timeout <= 45:
+        return "delivery_timeout: 1s to 45s; an agent waits 60s for its answers"
+    if kafka.in_flight < 8 << 20:
+        return "in_flight: 8MiB or more, so that the largest records fit"
+    if kafka.replication is not None and not 1 <= kafka.replication <= 100:
+        return "replication: 1 to 100, or null for the brokers' default"
+    if not _TOPIC.fullmatch(kafka.topic):
+        return "topic: up to 200 letters, digits, dots, dashes and underscores"
+    spread = next((name for name, keys in kafka.giants.items() if not 2 <= keys <= 1_000), None)
+    if spread is not None:
+        return f"giants.{spread}: 2 to 1000 keys"
+    return ""
 
 
 def split_address(address: str) -> tuple[str, int]:

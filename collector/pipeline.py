@@ -6,13 +6,14 @@
     validate       decode, and can it be true?                                     decide/validate.py
     admit          may this tenant go on now, or is it parked?                     decide/admission.py
     hand off       append to the durable log, many batches in one sync             handoff/log/
-    acknowledge    only what is durable, in `_committed`
+    acknowledge    only what is durable, in `_committed`; with Kafka, only what the brokers have, in `_confirmed`
 
 Identity comes before validation, so that a batch that was accepted once is a duplicate for ever, also when
 the settings have become stricter since.
 
 Invariants. A stream is marked only in `_committed`, for what the log has synced; until then the identity is
-claimed, so that a second copy on another connection waits for the first. A rejected batch is in the
+claimed, so that a second copy on another connection waits for the first. With Kafka a duplicate, too, is answered
+only when the brokers have confirmed the log up to where it ended when it came. A rejected batch is in the
 log with its reason before its answer goes out, and uses its identity up; except one whose bytes are not
 what was meant (DIGEST_MISMATCH) and one whose identity belongs to another (CONFLICT). RETRY leaves no mark.
 
@@ -25,6 +26,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -34,6 +36,7 @@ from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
 from collector.handoff.log import DurableLog, Kind, frame
 from collector.handoff.park import parked_note
+from collector.handoff.receipts import Receipts
 from collector.state.memory import Streams
 from collector.tally import Tally, TenantTotal
 from wire.daemon.journal import Journal
@@ -113,7 +116,9 @@ class Pipeline:
         validator: Validator,
         tally: Tally,
         max_queued_bytes: int,
+        receipts: Receipts | None = None,
     ) -> None:
+        """`receipts`: who behind the log has to confirm a batch before it is acknowledged; None: nobody."""
         self.validator = validator
         self.tally = tally
         self.covered = durable_log.end
@@ -122,6 +127,7 @@ class Pipeline:
         self._log = durable_log
         self._admission = judge
         self._max_queued_bytes = max_queued_bytes
+        self._receipts = receipts
         self._waiting_bytes = 0
         self._loop = asyncio.get_running_loop()
 
@@ -157,7 +163,12 @@ class Pipeline:
     def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
         """Judge items now; the future has one answer per item, in order, once they are durable."""
         job = _Job(peer, self._loop.create_future())
-        if self._waiting_bytes > self._max_queued_bytes:
+        receipts = self._receipts
+        if receipts is not None and not receipts.take_more:
+            reason = Reason.REASON_STORAGE_UNAVAILABLE if receipts.trouble else Reason.REASON_OVERLOADED
+            wait_ms = RETRY_WHEN_REPAIRED_MS if receipts.trouble else RETRY_SOON_MS
+            job.answers = [self._retry(item, reason, wait_ms) for item in items]
+        elif self._waiting_bytes > self._max_queued_bytes:
             job.answers = [self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS) for item in items]
         else:
             judge = self._judge
@@ -305,12 +316,7 @@ class Pipeline:
             self.tally.failed_commits += 1
             for state, seq, _ in job.marks:
                 state.release(seq)
-            job.answers = [
-                self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
-                if answer.status != _RETRY
-                else answer
-                for answer in job.answers
-            ]
+            self._take_back(job)
         else:
             self.tally.commits += 1
             self.covers(end)
@@ -324,11 +330,34 @@ class Pipeline:
             for tenant, total in job.accepted.items():
                 self.tally.accepted(tenant, total)
             self.tally.answers["rejected"] += job.rejected
+            if self._receipts is not None:
+                job.frames = []  # what waits for the brokers waits on disk
+                self._receipts.wait(end, partial(self._confirmed, job))
+                return
         self._finish(job)
+
+    def _confirmed(self, job: _Job, confirmed: bool) -> None:
+        """The brokers have it. Or they do not answer: it is in the log and will be published, and when the agent sends
+        it again it is a duplicate.
+        """
+        if not confirmed:
+            self._take_back(job)
+        self._finish(job)
+
+    def _take_back(self, job: _Job) -> None:
+        """What was to be acknowledged cannot be."""
+        job.answers = [
+            self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
+            if answer.status != _RETRY
+            else answer
+            for answer in job.answers
+        ]
 
     def covers(self, end: int) -> None:
         """Everything in the log up to `end` is marked, in streams and queues."""
         self.covered = max(self.covered, end)
+        if self._receipts is not None:
+            self._receipts.durable(self.covered)
 
     def _give_back(self, job: _Job) -> None:
         """RETRY leaves no mark: nobody is charged for what the disk refused."""

@@ -30,6 +30,7 @@ from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
 from collector.handoff.park import Releaser, restore
+from collector.handoff.receipts import Receipts
 from collector.pipeline import Pipeline
 from collector.plans import Plans, load_overrides
 from collector.state.memory import Streams
@@ -44,6 +45,7 @@ from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
 from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 
 if TYPE_CHECKING:
+    from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
 
 CHECKPOINT_SECONDS = 5.0
@@ -67,6 +69,8 @@ class Server:
         self._admission = Admission(self._plans.of, shared=bool(settings.shared.redis))
         self._answers = AdmissionAnswers(self._admission, self._plans, settings.state_dir / OVERRIDES_FILE)
         self._settler: Settler | None = None
+        self._publisher: Publisher | None = None
+        self._receipts: Receipts | None = None
         self._stop = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
@@ -91,6 +95,8 @@ class Server:
                 settings.log_directory,
                 self._log.end,
             )
+            if settings.handoff.kafka.brokers:
+                self._begin_publishing(closing)
             self._pipeline = Pipeline(
                 self._streams,
                 self._log,
@@ -98,6 +104,7 @@ class Server:
                 Validator(settings.validation.bounds()),
                 self._tally,
                 settings.limits.queued,
+                self._receipts,
             )
             self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
             if settings.shared.redis:
@@ -108,6 +115,23 @@ class Server:
                 self._settler = Settler(self._admission, buckets)
             await self._serve(replayed)
             await self._save()
+
+    def _begin_publishing(self, closing: contextlib.ExitStack) -> None:
+        # One machine needs no Kafka, and then does not load its client.
+        from collector.handoff.kafka.cursor import CURSOR_FILE, Cursor
+        from collector.handoff.kafka.publisher import Publisher
+
+        settings, loop = self._settings, asyncio.get_running_loop()
+        cursor = Cursor(settings.state_dir / CURSOR_FILE, self._log.end)
+        closing.callback(cursor.close)
+
+        def news(confirmed: int, trouble: str) -> None:
+            loop.call_soon_threadsafe(receipts.update, confirmed, trouble)
+
+        publisher = Publisher(settings.handoff.kafka, settings.log_directory, cursor, self._log.end, news)
+        closing.callback(publisher.close)
+        receipts = Receipts(cursor.offset, self._log.end, settings.handoff.kafka.in_flight, publisher.durable)
+        self._publisher, self._receipts = publisher, receipts
 
     async def _serve(self, replayed: int) -> None:
         settings = self._settings
@@ -219,6 +243,27 @@ class Server:
             "Tokens charged here that no other collector knows of yet.",
             self._admission.unsettled_weight() / MICRO,
         )
+        publisher, receipts = self._publisher, self._receipts
+        yield (
+            "kafka_away",
+            "1 while no broker confirms anything and agents are told RETRY.",
+            float(receipts is not None and bool(receipts.trouble)),
+        )
+        yield (
+            "kafka_unconfirmed_bytes",
+            "Bytes of the log that the brokers have not confirmed.",
+            receipts.log_end - receipts.confirmed if receipts else 0,
+        )
+        yield (
+            "kafka_published_batches",
+            "Batches that the brokers have confirmed, since the start.",
+            publisher.published if publisher else 0,
+        )
+        yield (
+            "kafka_broken_sessions",
+            "Times that publishing broke off and began again at the cursor, since the start.",
+            publisher.sessions_broken if publisher else 0,
+        )
         yield "plan_overrides", "Tenants whose plan an operator has overridden.", len(self._plans.overrides)
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
@@ -233,6 +278,8 @@ class Server:
             reasons["event_loop"] = f"the event loop has not run for {silent:.0f} s"
         if not self._log.alive:
             reasons["log_thread"] = "the thread that writes the log has ended; see the journal"
+        if self._publisher is not None and not self._publisher.alive:
+            reasons["kafka_thread"] = "the thread that publishes to Kafka has ended; see the journal"
         return reasons
 
     def _unready(self) -> dict[str, str]:
@@ -241,6 +288,8 @@ class Server:
             reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
         if self._settler is not None and self._settler.trouble:
             reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
+        if self._receipts is not None and self._receipts.trouble:
+            reasons["kafka_unavailable"] = f"METER-001: {self._receipts.trouble}"
         if self._reload_error:
             reasons["reload_failed"] = self._reload_error
         return reasons
@@ -310,7 +359,7 @@ class Server:
         journal.configure(fresh.journal_level)
         restart = [
             name
-            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "local_port")
+            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "handoff", "local_port")
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)

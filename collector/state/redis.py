@@ -121,6 +121,13 @@ class RedisBuckets:
             raise SharedAway(f"{type(error).__name__}: {error}") from error
         return [int(balance) for balance in balances]
 
+    async def ask(self) -> None:
+        """SharedAway unless it answers."""
+        try:
+            await asyncio.wait_for(self._redis.ping(), 2 * ANSWER_SECONDS)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise SharedAway(f"{type(error).__name__}: {error}") from error
+
     async def close(self) -> None:
         await self._redis.aclose()
 

@@ -9,7 +9,7 @@
     records.py   the format; pure: bytes -> records and damaged places
     files.py     the directory: segments, the lock
     writer.py    DurableLog, the one who appends
-    reader.py    scan, also of a log that is being written
+    reader.py    scan and Tail, also of a log that is being written
     mend.py      repair, when a person decides
 
 Invariants. A record is reported durable only after fdatasync returned. Behind the durable end the file has
@@ -27,18 +27,20 @@ to the durable end and reopened before anything else is written.
 
 from collector.handoff.log.files import DamagedLog, LogError, damage_text, segments
 from collector.handoff.log.mend import repair
-from collector.handoff.log.reader import Damage, records_at, scan, unfinished_bytes
-from collector.handoff.log.records import HANDED_ON, Kind, Record, frame
+from collector.handoff.log.reader import Damage, Tail, records_at, scan, unfinished_bytes
+from collector.handoff.log.records import HANDED_ON, MAX_BODY_BYTES, Kind, Record, frame
 from collector.handoff.log.writer import DurableLog
 
 __all__ = [
     "HANDED_ON",
+    "MAX_BODY_BYTES",
     "Damage",
     "DamagedLog",
     "DurableLog",
     "Kind",
     "LogError",
     "Record",
+    "Tail",
     "damage_text",
     "frame",
     "records_at",

@@ -1,0 +1,8 @@
+"""The log's records on their way to Kafka (docs/decisions/0019).
+
+messages.py    record -> topic, key, headers; the value is the batch's bytes. Pure
+client.py      librdkafka: the settings that exactness needs, and errors with their fix
+topics.py      topics are made, or checked, before anything is published
+cursor.py      how far the log is confirmed, across restarts
+publisher.py   the one thread that reads the log and publishes it
+"""

@@ -1,0 +1,128 @@
+"""librdkafka: one producer, the settings that exactness needs, and errors with their fix.
+
+Idempotence is off by default and a message may wait five minutes: both are set here, and what an operator passes
+through cannot change them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from collector.config import Kafka
+from collector.errors import CollectorError
+from collector.handoff.log import MAX_BODY_BYTES
+
+MAX_VALUE_BYTES = MAX_BODY_BYTES
+OVERHEAD_BYTES = 64 << 10
+"""More than the key, the headers and Kafka's own of any message."""
+LINGER_MS = 2
+PURGE_SECONDS = 5.0
+
+_OURS = frozenset(
+    {
+        "bootstrap.servers", "metadata.broker.list", "enable.idempotence", "acks", "request.required.acks",
+        "message.timeout.ms", "delivery.timeout.ms", "linger.ms", "queue.buffering.max.ms",
+        "queue.buffering.max.kbytes", "queue.buffering.max.messages", "message.max.bytes", "partitioner",
+        "allow.auto.create.topics", "transactional.id", "enable.gapless.guarantee", "error_cb",
+        "delivery.report.only.error", "dr_cb", "on_delivery",
+    }
+)  # fmt: skip
+"""Exactness, order or the bound of memory hangs on these."""
+
+_SECURITY = "`handoff.kafka.client` has security.protocol, sasl.* and ssl.*"
+_FIXES = {
+    KafkaError._AUTHENTICATION: f"the brokers refuse these credentials; {_SECURITY}",
+    KafkaError.SASL_AUTHENTICATION_FAILED: f"the brokers refuse these credentials; {_SECURITY}",
+    KafkaError._SSL: "TLS failed: ssl.ca.location must hold the CA of the brokers' certificates, and the port must be"
+    f" one with TLS; {_SECURITY}",
+    KafkaError._RESOLVE: "the name is not known; see `handoff.kafka.brokers`",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user WRITE and DESCRIBE on the topics",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user IDEMPOTENT_WRITE on the cluster, and CREATE where it"
+    " shall make topics",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or set `handoff.kafka.create_topics`",
+    KafkaError._UNKNOWN_TOPIC: "create the topic, or set `handoff.kafka.create_topics`",
+    KafkaError.MSG_SIZE_TOO_LARGE: f"set the topic's max.message.bytes to {MAX_VALUE_BYTES + OVERHEAD_BYTES}",
+    KafkaError.NOT_ENOUGH_REPLICAS: "brokers are away: fewer replicas in sync than min.insync.replicas",
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND: "brokers are away: fewer replicas in sync than min.insync.replicas",
+}
+_UNREACHABLE = f"are the `handoff.kafka.brokers` up, reachable, and is it their protocol? {_SECURITY}"
+
+
+class KafkaAway(CollectorError):
+    """Nothing can be published now; the message names the fix."""
+
+
+def configuration(kafka: Kafka) -> dict[str, Any]:
+    """What librdkafka is told. CollectorError for what is not an operator's to choose."""
+    taken = sorted(_OURS.intersection(kafka.client))
+    if taken:
+        raise CollectorError(
+            f"handoff.kafka.client: {taken[0]} is set by Weighbridge itself, or has a key of its own; take it out"
+        )
+    timeout_ms = round(kafka.delivery_timeout * 1_000)
+    return {
+        "client.id": "weighbridge-collector",
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2_000,
+        "socket.timeout.ms": timeout_ms,
+        # What it would print is in the journal, once, with its fix.
+        "log_level": 0,
+        **kafka.client,
+        "bootstrap.servers": ",".join(kafka.brokers),
+        "enable.idempotence": True,
+        "acks": "all",
+        "message.timeout.ms": timeout_ms,
+        "linger.ms": LINGER_MS,
+        # The publisher keeps to in_flight by itself; a group more of it is always on its way here.
+        "queue.buffering.max.kbytes": int(2 * kafka.in_flight) >> 10,
+        "queue.buffering.max.messages": 1_000_000,
+        "message.max.bytes": MAX_VALUE_BYTES + OVERHEAD_BYTES,
+        # As Java's clients spread keys, so that others who write or look up find the same partition.
+        "partitioner": "murmur2_random",
+        "allow.auto.create.topics": False,
+    }
+
+
+class Client:
+    """One producer and what it was last told. Of one thread."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self._said: KafkaError | None = None
+        self.configuration = {**configuration(kafka), "error_cb": self._told}
+        try:
+            self.producer = Producer(self.configuration)
+        except (KafkaException, TypeError, ValueError) as error:
+            raise CollectorError(f"handoff.kafka.client: {_text(error)}") from error
+
+    def away(self, error: KafkaError | Exception, what: str) -> KafkaAway:
+        """`error` as a person needs it: the cause the brokers or the network named, and the fix."""
+        self.producer.poll(0)
+        code = _kafka_error(error)
+        # A time-out says only that nothing happened; what was last told says why.
+        cause = self._said if self._said is not None and (code is None or code.code() not in _FIXES) else code
+        text = _text(error) if cause is None else cause.str()
+        fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
+        return KafkaAway(f"{what}: {text}; {fix}")
+
+    def close(self) -> None:
+        """Forget what is on its way: it is in the log."""
+        self.producer.purge()
+        self.producer.flush(PURGE_SECONDS)
+
+    def _told(self, error: KafkaError) -> None:
+        """librdkafka's word; that all brokers are down follows from what was said before."""
+        if self._said is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._said = error
+
+
+def _kafka_error(error: KafkaError | Exception) -> KafkaError | None:
+    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
+        return error.args[0]
+    return error if isinstance(error, KafkaError) else None
+
+
+def _text(error: KafkaError | Exception) -> str:
+    known = _kafka_error(error)
+    return str(error) if known is None else known.str()

@@ -1,0 +1,20 @@
+"""One real broker for all tests here. What a test stops or kills it starts again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from bench.kafka_broker import KafkaBroker, missing
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    why = missing()
+    if why and not os.environ.get("CI"):
+        pytest.skip(why)
+    assert not why, why
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as running:
+        yield running

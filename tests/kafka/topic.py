@@ -1,0 +1,79 @@
+"""What is in a topic, read by a consumer of our own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from bench.kafka_broker import KafkaBroker
+
+
+class Got(NamedTuple):
+    partition: int
+    key: bytes
+    value: bytes
+    headers: dict[str, bytes]
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        h = self.headers
+        return h["agent_id"].decode(), int(h["epoch"]), int(h["seq"])
+
+
+def fresh_name() -> str:
+    return f"usage-{uuid.uuid4().hex[:12]}"
+
+
+def kafka_settings(broker: KafkaBroker, topic: str, **more: Any) -> dict[str, Any]:
+    """Settings of a collector that hands off to this broker."""
+    return {"handoff": {"kafka": {"brokers": [broker.plain], "topic": topic, "partitions": 3, **more}}}
+
+
+def admin(broker: KafkaBroker) -> AdminClient:
+    return AdminClient({"bootstrap.servers": broker.plain})
+
+
+def make(broker: KafkaBroker, name: str, config: Mapping[str, str]) -> None:
+    new = NewTopic(name, num_partitions=1, replication_factor=1, config=dict(config))
+    for future in admin(broker).create_topics([new]).values():
+        future.result()
+
+
+def topics(broker: KafkaBroker) -> set[str]:
+    return set(admin(broker).list_topics(timeout=20).topics)
+
+
+def read_all(broker: KafkaBroker, topic: str, seconds: float = 60.0) -> list[Got]:
+    """Everything in a topic as it is now, partition by partition in order."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": broker.plain,
+            "group.id": uuid.uuid4().hex,
+            "enable.auto.commit": False,
+            "check.crcs": True,
+        }
+    )
+    try:
+        deadline = time.monotonic() + seconds
+        partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        places = [TopicPartition(topic, number, 0) for number in partitions]
+        left = {place.partition: consumer.get_watermark_offsets(place, timeout=20)[1] for place in places}
+        consumer.assign(places)
+        got: list[Got] = []
+        while any(left.values()):
+            assert time.monotonic() < deadline, f"{left} are still to come"
+            for message in consumer.consume(10_000, timeout=1):
+                assert message.error() is None, message.error()
+                number = message.partition()
+                assert number is not None
+                left[number] -= 1
+                headers = dict(message.headers() or [])
+                got.append(Got(number, message.key() or b"", message.value() or b"", headers))
+        return got
+    finally:
+        consumer.close()
