@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -72,7 +73,6 @@ class KafkaBroker:
         self.process: subprocess.Popen[bytes] | None = None
         plain, sasl, tls, controller = _free_ports(4)
         self.plain, self.sasl, self.tls = (f"127.0.0.1:{port}" for port in (plain, sasl, tls))
-        self._port = plain
         self._controller = f"127.0.0.1:{controller}"
         self.ca_file = directory / "ca.pem"
         """Who signed the broker's certificate."""
@@ -130,9 +130,12 @@ class KafkaBroker:
             )
 
     def _answers(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+        for address in (self.plain, self.sasl, self.tls):
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) != 0:
+                    return False
+        return True
 
     def _properties(self) -> str:
         users = " ".join(f'user_{name}="{secret}"' for name, secret in USERS.items())
@@ -187,8 +190,12 @@ class KafkaBroker:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Below the range that connections out of this machine take theirs from: a broker that was killed comes back to
+    its ports."""
+    free: list[int] = []
+    while len(free) < count:
+        port = random.randrange(18_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            free.append(port)
+    return free

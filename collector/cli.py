@@ -68,6 +68,10 @@ def _check_config(args: argparse.Namespace) -> int:
     settings = config.read(args.config)
     if not settings.external_ca:
         CertificateAuthority(settings.ca_dir).server_pair()
+    if settings.handoff.kafka.brokers:
+        from collector.handoff.kafka.client import Client
+
+        Client(settings.handoff.kafka).close()
     print("settings are good")
     if not args.online:
         return 0

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from bench.kafka_broker import KafkaBroker
 
@@ -35,12 +46,44 @@ def kafka_settings(broker: KafkaBroker, topic: str, **more: Any) -> dict[str, An
 
 
 def admin(broker: KafkaBroker) -> AdminClient:
+    """To be kept until its futures are done."""
     return AdminClient({"bootstrap.servers": broker.plain})
 
 
 def make(broker: KafkaBroker, name: str, config: Mapping[str, str]) -> None:
     new = NewTopic(name, num_partitions=1, replication_factor=1, config=dict(config))
-    for future in admin(broker).create_topics([new]).values():
+    client = admin(broker)
+    for future in client.create_topics([new]).values():
+        future.result()
+
+
+def alter(broker: KafkaBroker, name: str, config: Mapping[str, str]) -> None:
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    for key, value in config.items():
+        entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+        resource.add_incremental_config(entry)
+    client = admin(broker)
+    for future in client.incremental_alter_configs([resource]).values():
+        future.result()
+
+
+def allow(broker: KafkaBroker, prefix: str) -> None:
+    """The user `writer` may use topics whose names begin so, and make none."""
+    rights = (AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS, AclOperation.WRITE)
+    bindings = [
+        AclBinding(
+            ResourceType.TOPIC,
+            prefix,
+            ResourcePatternType.PREFIXED,
+            "User:writer",
+            "*",
+            right,
+            AclPermissionType.ALLOW,
+        )
+        for right in rights
+    ]
+    client = admin(broker)
+    for future in client.create_acls(bindings).values():
         future.result()
 
 

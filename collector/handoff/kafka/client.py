@@ -102,7 +102,8 @@ class Client:
         code = _kafka_error(error)
         # A time-out says only that nothing happened; what was last told says why.
         cause = self._said if self._said is not None and (code is None or code.code() not in _FIXES) else code
-        text = _text(error) if cause is None else cause.str()
+        # Without librdkafka's timings: the same trouble has the same words, and is one line in the journal.
+        text = (_text(error) if cause is None else cause.str()).partition(" (after ")[0]
         fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
         return KafkaAway(f"{what}: {text}; {fix}")
 

@@ -1,0 +1,58 @@
+"""A simulated agent with a spool: it sends each batch until it is answered for, whatever happens in between."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+
+from bench.fleet import SimulatedAgent, Stream
+from bench.site import Site
+from wire.statuses import Status
+from wire.tls import CHANNEL_OPTIONS
+from wire.v1 import ingest_pb2 as pb
+from wire.v1.ingest_pb2_grpc import IngestStub
+
+
+class Sender(threading.Thread):
+    """An agent of one tenant that sends what it was not answered for until it was."""
+
+    def __init__(self, site: Site, agent: SimulatedAgent, tenant: str, rng: random.Random) -> None:
+        super().__init__(daemon=True)
+        self._site, self.agent, self._rng = site, agent, rng
+        self._stream = Stream(agent.agent_id, 1, rows=30, tenant=tenant)
+        self.made: list[pb.Item] = []
+        self.spool: dict[int, pb.Item] = {}
+        self.more = True
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while self.more or self.spool:
+                if self.more:
+                    fresh = [self._stream.next() for _ in range(self._rng.randint(1, 40))]
+                    self.made += fresh
+                    self.spool |= {item.seq: item for item in fresh}
+                self._deliver(list(self.spool.values())[:100])
+                time.sleep(self._rng.uniform(0.0, 0.2))
+        except Exception as error:
+            self.error = error
+
+    def _deliver(self, items: list[pb.Item]) -> None:
+        def requests() -> Iterator[pb.DeliverRequest]:
+            yield self._stream.hello(1)
+            yield pb.DeliverRequest(delivery=pb.Delivery(items=items))
+
+        address = f"127.0.0.1:{self._site.ports['ingest']}"
+        with grpc.secure_channel(address, self.agent.credentials, CHANNEL_OPTIONS) as channel:
+            try:
+                for response in IngestStub(channel).Deliver(requests(), timeout=20):
+                    for answer in response.answers.answers:
+                        assert answer.status != Status.STATUS_REJECTED, answer
+                        if answer.status != Status.STATUS_RETRY:
+                            self.spool.pop(answer.seq, None)
+            except grpc.RpcError:
+                pass  # killed; what was answered before is answered
