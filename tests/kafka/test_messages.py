@@ -44,7 +44,7 @@ def test_the_headers_say_what_the_log_knows() -> None:
     item = Stream(AGENT, 1).next()
     message = message_of(record(Kind.ACCEPTED, item.batch), TOPICS, {})
     assert message is not None
-    assert message.value is item.batch
+    assert message.value == item.batch
     assert message.headers == [
         ("agent_id", AGENT.encode()),
         ("epoch", b"7"),

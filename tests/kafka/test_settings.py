@@ -39,7 +39,9 @@ def test_an_online_check_says_what_is_there_and_makes_nothing(site: Site, broker
     assert "certificate: good until" in said
     assert "ok       kafka" in said
     assert topic not in topics(broker)
-    site.prepare(collector=kafka_settings(broker, topic, create_topics=False))
+    drop_in = site.directory / "collector.d"
+    drop_in.mkdir()
+    (drop_in / "kafka.yaml").write_text("handoff: {kafka: {create_topics: false}}")
     code, said = checked(site)
     assert code == 1
     assert f"topics {topic}, {topic}.parked, {topic}.rejected are missing; create them" in said
@@ -65,9 +67,9 @@ def test_a_topic_that_would_lose_usage_stops_publishing_until_it_is_mended(
     until(lambda: re.search(named, trouble(site)))
     door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
     agent = door.agent()
-    assert statuses(door.deliver(agent, stream := Stream(agent.agent_id, 1), [item := stream.next()])) == [
-        "RETRY"
-    ]
+    stream = Stream(agent.agent_id, 1)
+    item = stream.next()
+    assert statuses(door.deliver(agent, stream, [item])) == ["RETRY"]
     assert read_all(broker, topic) == []
     alter(broker, topic, {"max.message.bytes": "2000000", "cleanup.policy": "delete"})
     until(lambda: not site.ask("collector", "status")["ready"])
@@ -96,7 +98,8 @@ def test_a_missing_topic_that_may_not_be_made_is_named_with_the_right_that_is_mi
     door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
     agent = door.agent()
     stream = Stream(agent.agent_id, 1)
-    assert statuses(door.deliver(agent, stream, [item := stream.next()])) == ["ACCEPTED"]
+    item = stream.next()
+    assert statuses(door.deliver(agent, stream, [item])) == ["ACCEPTED"]
     assert [one.value for one in read_all(broker, topic)] == [item.batch]
 
 

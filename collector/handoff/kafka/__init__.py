@@ -1,4 +1,4 @@
-"""The log's records on their way to Kafka (docs/decisions/0019).
+"""The log's records on their way to Kafka (docs/decisions/0020).
 
 messages.py    record -> topic, key, headers; the value is the batch's bytes. Pure
 client.py      librdkafka: the settings that exactness needs, and errors with their fix

@@ -107,6 +107,10 @@ class Client:
         fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
         return KafkaAway(f"{what}: {text}; {fix}")
 
+    def is_well(self) -> None:
+        """Something was confirmed: what was told before is no cause of what comes."""
+        self._said = None
+
     def close(self) -> None:
         """Forget what is on its way: it is in the log."""
         self.producer.purge()

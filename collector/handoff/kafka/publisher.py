@@ -105,7 +105,7 @@ class Publisher:
         while not self._closing:
             try:
                 self._session()
-            except (CollectorError, OSError) as error:
+            except (CollectorError, KafkaException, OSError) as error:
                 self.sessions_broken += 1
                 self._in_trouble(str(error))
                 self._pause(PAUSE_SECONDS)
@@ -155,6 +155,7 @@ class Publisher:
                 self.published += group.messages
             if confirmed:
                 self._cursor.advance(confirmed)
+                client.is_well()
                 self._confirmed()
             if not groups:
                 self._wait(tail.offset)
