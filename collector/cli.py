@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from collector import __version__, admission_commands, config, log_commands
+from collector import __version__, admission_commands, audit_commands, config, log_commands
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
@@ -34,13 +34,19 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(handler=_run)
     check = commands.add_parser("check-config", help="are the settings, the CA and the directories usable?")
     check.set_defaults(handler=_check_config)
+
+    def audit_of(args: argparse.Namespace) -> Path:
+        return config.read(args.config).audit_file
+
     ca_commands.add_commands(
         commands,
         lambda args: config.read(args.config).ca_dir,
+        audit_of,
         lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
     )
     log_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
+    audit_commands.add_commands(commands, audit_of)
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)

@@ -187,6 +187,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return self.log.directory or self.state_dir / "log"
 
     @property
+    def audit_file(self) -> Path:
+        return self.state_dir / "audit.log"
+
+    @property
     def control_socket(self) -> Path:
         return self.state_dir / "collector.sock"
 

@@ -17,6 +17,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from collector import readmission
+from collector.audit import Audit
 from collector.config import Settings
 from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
@@ -87,7 +88,7 @@ def add_commands(
     verify_.set_defaults(handler=lambda args: _verify(args, log_of(args)))
 
     mend = log.add_parser("repair", help="replace damaged places by fillers (the collector must be stopped)")
-    mend.set_defaults(handler=lambda args: _repair(log_of(args)))
+    mend.set_defaults(handler=lambda args: _repair(log_of(args), Audit(settings_of(args).audit_file)))
 
     again = log.add_parser(
         "readmit",
@@ -321,9 +322,11 @@ def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
     return out
 
 
-def _repair(directory: Path) -> int:
+def _repair(directory: Path, audit: Audit) -> int:
     _as_owner(directory)
     done = repair(directory)
+    if done:
+        audit("log_repaired", done=done[:16], segments=len(done))
     for line in done or ["nothing to repair"]:
         print(line)
     return 0
@@ -335,7 +338,7 @@ def _readmit(args: argparse.Namespace, settings: Settings) -> int:
         _as_owner(directory)
     reasons = [f"REASON_{name.upper()}" for name in args.reason or ()] or readmission.SETTING_REASONS
     choice = readmission.Choice(reasons, args.tenant, args.agent_id)
-    outcomes = readmission.readmit(settings, choice, args.dry_run)
+    outcomes = readmission.readmit(settings, choice, args.dry_run, Audit(settings.audit_file))
     for outcome in outcomes:
         if args.json:
             print(json.dumps(msgspec.to_builtins(outcome)))

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from collector.admission_answers import AdmissionAnswers
+from collector.audit import Audit
 from collector.config import Settings, read, split_address
 from collector.decide.admission import Admission, View
 from collector.decide.bucket import MICRO
@@ -65,7 +66,10 @@ class Server:
         self._streams = Streams()
         self._plans = Plans(settings.admission, load_overrides(settings.state_dir / OVERRIDES_FILE))
         self._admission = Admission(self._plans.of, shared=bool(settings.shared.redis))
-        self._answers = AdmissionAnswers(self._admission, self._plans, settings.state_dir / OVERRIDES_FILE)
+        self._audit = Audit(settings.audit_file, {"program": "weighbridge-collector run"})
+        self._answers = AdmissionAnswers(
+            self._admission, self._plans, settings.state_dir / OVERRIDES_FILE, self._audit
+        )
         self._settler: Settler | None = None
         self._stop = asyncio.Event()
         self._reload_error = ""
@@ -111,7 +115,7 @@ class Server:
 
     async def _serve(self, replayed: int) -> None:
         settings = self._settings
-        authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir)
+        authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir, self._audit)
         trust_domain = authority.trust_domain if authority else settings.tls.trust_domain
         authenticator = Authenticator(trust_domain, authority.registry if authority else None)
         service = IngestService(

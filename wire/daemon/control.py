@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 16
 TIMEOUT_SECONDS = 10.0
 
+_UCRED = struct.Struct("3i")
+"""pid, uid, gid."""
+
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Of a request, with the asking process's user as `peer_uid`."""
 
 
 class ControlError(Exception):
@@ -66,6 +71,7 @@ class ControlSocket:
                 request = json.loads(await reader.readline())
                 if not isinstance(request, dict):
                     raise ValueError("a request is one JSON object")  # noqa: TRY004 - a wrong request
+                request["peer_uid"] = _peer_uid(writer)
                 try:
                     answer = await self._answer(request)
                 except Exception as error:  # noqa: BLE001 - one bad question must not end the daemon
@@ -77,6 +83,13 @@ class ControlSocket:
         finally:
             self._open -= 1
             writer.close()
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    """Who asks, by the kernel's word: unix(7), SO_PEERCRED."""
+    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(peer)
+    return int(uid)
 
 
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
