@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from collector import __version__, admission_commands, audit_commands, config, log_commands
+from collector import __version__, admission_commands, audit_commands, config, import_commands, log_commands
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
     )
     log_commands.add_commands(commands, lambda args: config.read(args.config))
+    import_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
     audit_commands.add_commands(commands, audit_of)
     status = commands.add_parser("status", help="ask the running collector how it is")

@@ -9,7 +9,6 @@ import pwd
 import sys
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from collector.config import Settings
 from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
 from collector.handoff.park import read_note
+from collector.timestamps import iso
 from wire.identity import AgentId
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
@@ -269,7 +269,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     out: dict[str, Any] = {
         "offset": record.offset,
         "kind": record.kind.name.lower(),
-        "received_at": _iso(record.received_at_unix_ns),
+        "received_at": iso(record.received_at_unix_ns),
         "agent_id": record.agent_id,
         "epoch": record.epoch,
         "seq": record.seq,
@@ -287,8 +287,8 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "tenant": batch.tenant,
         "host": batch.host,
         "boot_id": batch.boot_id,
-        "interval_start": _iso(batch.interval_start_unix_ns),
-        "interval_end": _iso(batch.interval_end_unix_ns),
+        "interval_start": iso(batch.interval_start_unix_ns),
+        "interval_end": iso(batch.interval_end_unix_ns),
         "interval_duration_ns": batch.interval_duration_ns,
         "flags": batch.flags,
         "coverage": batch.coverage,
@@ -296,8 +296,8 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "cpu_usage_ns": sum(batch.cpu_usage_ns),
         "gaps": [
             {
-                "start": _iso(gap.start_unix_ns),
-                "end": _iso(gap.end_unix_ns),
+                "start": iso(gap.start_unix_ns),
+                "end": iso(gap.end_unix_ns),
                 "reason": gap.reason,
                 "count": gap.count,
                 "detail": gap.detail,
@@ -371,15 +371,3 @@ def _existing(directory: Path) -> Path:
     if not directory.is_dir():
         raise CollectorError(f"no log at {directory}: name the collector's settings with --config")
     return directory
-
-
-def _iso(unix_ns: int) -> str:
-    """ISO 8601 with milliseconds; the number itself where no calendar has it."""
-    try:
-        return (
-            datetime.fromtimestamp(unix_ns / 1e9, UTC)
-            .isoformat(timespec="milliseconds")
-            .replace("+00:00", "Z")
-        )
-    except (ValueError, OverflowError, OSError):
-        return str(unix_ns)

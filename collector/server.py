@@ -26,6 +26,7 @@ from collector.decide.validate import Validator
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
+from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.service import IngestService
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
@@ -144,7 +145,8 @@ class Server:
                 )
                 servers.append(door)
         local = self._local_port()
-        control = ControlSocket(settings.control_socket, self._answer)
+        self._importer = Importer(self._pipeline, authority.registry if authority else None, self._audit)
+        control = ControlSocket(settings.control_socket, self._answer, MAX_REQUEST_BYTES)
         try:
             local.start()
             ports["local"] = local.port
@@ -321,14 +323,16 @@ class Server:
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")
-        known = self._answers.commands
-        if command in known:
-            try:
+        known, brought = self._answers.commands, self._importer.commands
+        try:
+            if command in known:
                 return known[command](request)
-            except CollectorError as error:
-                return {"error": str(error)}
+            if command in brought:
+                return await brought[command](request)
+        except CollectorError as error:
+            return {"error": str(error)}
         if command != "status":
-            return {"error": f"commands: status, {', '.join(known)}"}
+            return {"error": f"commands: status, {', '.join((*known, *brought))}"}
         tally = self._tally
         return {
             "ready": self._unready(),

@@ -34,9 +34,10 @@ class ControlError(Exception):
 class ControlSocket:
     """Serves on the running event loop until `close`."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, path: Path, answer: Answer, max_request_bytes: int = MAX_REQUEST_BYTES) -> None:
         self._path = path
         self._answer = answer
+        self._max_request_bytes = max_request_bytes
         self._server: asyncio.Server | None = None
         self._open = 0
 
@@ -47,7 +48,7 @@ class ControlSocket:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
             self._server = await asyncio.start_unix_server(
-                self._serve, self._path, limit=MAX_REQUEST_BYTES, backlog=MAX_CONNECTIONS
+                self._serve, self._path, limit=self._max_request_bytes, backlog=MAX_CONNECTIONS
             )
             self._path.chmod(0o660)
         except OSError as error:
