@@ -12,6 +12,7 @@ from collector import __version__, admission_commands, audit_commands, config, i
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
+from collector.webhook import read_secret
 from wire.daemon import journal
 from wire.daemon.command_line import run_command
 from wire.daemon.control import ask
@@ -74,6 +75,8 @@ def _check_config(args: argparse.Namespace) -> int:
     settings = config.read(args.config)
     if not settings.external_ca:
         CertificateAuthority(settings.ca_dir).server_pair()
+    if settings.webhook.url and settings.webhook.secret_file:
+        read_secret(settings.webhook.secret_file)
     print("settings are good")
     return 0
 

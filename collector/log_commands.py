@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pwd
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,16 @@ from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
 TABLE_COLUMNS = ("cgroup_id", "cgroup_path", "kind", "runtime", "container_id", "pod_uid", "name")
+
+_NAMED_FIELD = re.compile(r"([a-z_]+): ")
+_FIELD_OF_REASON = {
+    "REASON_UNKNOWN_SCHEMA_VERSION": "schema_version",
+    "REASON_FOREIGN_AGENT": "agent_id",
+    "REASON_UNKNOWN_TENANT": "tenant",
+    "REASON_TENANT_NOT_PERMITTED": "tenant",
+    "REASON_CLOCK_SKEW": "interval_end_unix_ns",
+    "REASON_CHAIN_BROKEN": "previous_digest",
+}
 
 SettingsOf = Callable[[argparse.Namespace], Settings]
 
@@ -278,7 +289,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     }
     if record.note and record.kind not in (Kind.PARKED, Kind.RELEASED):
         reason, _, detail = record.note.decode(errors="replace").partition(" ")
-        out |= {"reason": reason, "detail": detail}
+        out |= {"reason": reason, "field": _field(reason, detail), "detail": detail}
     try:
         batch = pb.UsageBatch.FromString(record.body)
     except DecodeError:
@@ -308,6 +319,12 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     if with_rows and record.kind not in (Kind.REJECTED, Kind.REFUSED):
         out["usage"] = [_row(batch, row) for row in range(len(batch.containers.cgroup_id))]
     return out
+
+
+def _field(reason: str, detail: str) -> str:
+    """The field of the batch that was found wrong; empty where it is no single one."""
+    named = _NAMED_FIELD.match(detail)
+    return named[1] if named else _FIELD_OF_REASON.get(reason, "")
 
 
 def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:

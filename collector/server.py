@@ -32,11 +32,13 @@ from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
 from collector.handoff.park import Releaser, restore
+from collector.notices import EVENTS, Notices
 from collector.pipeline import Pipeline
 from collector.plans import Plans, load_overrides
 from collector.state.memory import Streams
 from collector.state.sqlite import CHECKPOINT_FILE, Checkpoint
 from collector.tally import Tally
+from collector.webhook import WebhookSender
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
 from wire.daemon.files import replace_durably
@@ -72,6 +74,7 @@ class Server:
             self._admission, self._plans, settings.state_dir / OVERRIDES_FILE, self._audit
         )
         self._settler: Settler | None = None
+        self._webhook: WebhookSender | None = None
         self._stop = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
@@ -104,6 +107,7 @@ class Server:
                 self._tally,
                 settings.limits.queued,
             )
+            self._notify(closing)
             self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
             if settings.shared.redis:
                 # One machine needs no Redis, and then does not load its client.
@@ -113,6 +117,15 @@ class Server:
                 self._settler = Settler(self._admission, buckets)
             await self._serve(replayed)
             await self._save()
+
+    def _notify(self, closing: contextlib.ExitStack) -> None:
+        """Tell the webhook, if there is one."""
+        settings = self._settings.webhook
+        if settings.url:
+            self._pipeline.notices = Notices(settings.events or EVENTS, settings.waiting, settings.repeat.ns)
+            self._webhook = WebhookSender(settings, self._pipeline.notices)
+            self._webhook.start()
+            closing.callback(self._webhook.close)
 
     async def _serve(self, replayed: int) -> None:
         settings = self._settings
@@ -226,6 +239,23 @@ class Server:
             self._admission.unsettled_weight() / MICRO,
         )
         yield "plan_overrides", "Tenants whose plan an operator has overridden.", len(self._plans.overrides)
+        hook = self._webhook
+        yield (
+            "webhook_waiting_notices",
+            "Notices that the webhook has not been told yet.",
+            len(self._pipeline.notices),
+        )
+        yield "webhook_delivered_notices", "Notices taken, since the start.", hook.delivered if hook else 0
+        yield (
+            "webhook_lost_notices",
+            "Notices that found no room or will never be taken, since the start.",
+            self._pipeline.notices.not_fitted + (hook.given_up if hook else 0),
+        )
+        yield (
+            "webhook_failures",
+            "Attempts to tell the webhook that failed, since the start.",
+            hook.failures if hook else 0,
+        )
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
     def _queues(self) -> list[View]:
@@ -316,7 +346,7 @@ class Server:
         journal.configure(fresh.journal_level)
         restart = [
             name
-            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "local_port")
+            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "webhook", "local_port")
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)

@@ -134,9 +134,10 @@ def test_bad_records_are_named_with_file_and_offset_and_the_others_come_in(
         lines, ("no UsageBatch", "TENANT_NOT_PERMITTED", "UNKNOWN_TENANT", "in the middle"), strict=True
     ):
         assert why in line
-    assert [line["reason"] for line in brought.log("--rejected")] == [
-        "REASON_TENANT_NOT_PERMITTED",
-        "REASON_UNKNOWN_TENANT",
+    kept = [(line["reason"], line["field"], line["tenant"]) for line in brought.log("--rejected")]
+    assert kept == [
+        ("REASON_TENANT_NOT_PERMITTED", "tenant", "globex"),
+        ("REASON_UNKNOWN_TENANT", "tenant", "nobody"),
     ]
 
 
