@@ -69,7 +69,8 @@ def _import_file(path: Path, reader: BatchFiles, sender: Sender, report: Report,
                 sender.settled_end = found.end
             else:
                 sender.add(found)
-            if sender.settled_end > bookmark.offset:
+            # What was given up may come in later: a second run begins before it.
+            if sender.settled_end > bookmark.offset and not sender.answers["missing_before"]:
                 bookmark.move(sender.settled_end, report.count - counted_before)
             report.progress.at(before + found.end, sender.sent)
         sender.flush()

@@ -25,7 +25,9 @@ from collector.audit import Witness, unseen
 from collector.door.registry import CertificateRecord, Registry
 from collector.errors import CollectorError
 from wire.daemon.files import replace_durably
+from wire.daemon.journal import Journal
 from wire.identity import AgentId, spiffe_uri
+from wire.statuses import Meter
 from wire.tls import PemPair
 
 ROOT_LIFE = timedelta(days=3_650)
@@ -33,6 +35,9 @@ SERVER_LIFE = timedelta(days=90)
 BACKDATE = timedelta(minutes=5)
 """Agents' clocks may be a little behind."""
 MAX_CSR_BYTES = 8_192
+
+
+log = Journal("collector.ca")
 
 
 class CsrRefused(Exception):
@@ -138,8 +143,12 @@ class CertificateAuthority:
         certificate = x509.load_pem_x509_certificate(text)
         half = certificate.not_valid_before_utc + SERVER_LIFE / 2
         if datetime.now(UTC) > half:
-            self.issue_server(_hosts(certificate))
-            text = path.read_bytes()
+            try:
+                self.issue_server(_hosts(certificate))
+                text = path.read_bytes()
+            except (CollectorError, OSError) as error:
+                # The old one is good for as long again: nobody is turned away for a full disk.
+                log.error("server_certificate_not_renewed", code=Meter.DATABASE_UNAVAILABLE, error=error)
         key, marker, rest = text.partition(b"-----BEGIN CERTIFICATE-----")
         return key, marker + rest
 

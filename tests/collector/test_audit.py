@@ -161,6 +161,22 @@ def test_what_cannot_be_written_down_is_not_done(tmp_path: Path) -> None:
     assert registry.agent(agent_id) is None
 
 
+def test_the_collectors_certificate_stays_in_use_while_its_renewal_cannot_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "audit.log"
+    authority = CertificateAuthority.init(tmp_path / "ca", "demo.example", ["127.0.0.1"], Audit(path, BY))
+    before = authority.server_pair()
+    monkeypatch.setattr("collector.door.ca.SERVER_LIFE", timedelta(seconds=60))
+    path.rename(tmp_path / "aside")
+    path.mkdir()
+    assert authority.server_pair() == before
+    assert "server_certificate_not_renewed" in capfd.readouterr().err
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    assert authority.server_pair() != before
+
+
 def test_every_administrative_act_of_a_site_is_in_its_audit_log(site: Site) -> None:
     site.prepare(collector={"admission": {"tenants": {"acme": {"rate": 5}}}})
     site.start_collector()
