@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from collector.audit import Witness
 from collector.config import TenantPlan
 from collector.decide.admission import Admission
 from collector.decide.bucket import MICRO, UNLIMITED
@@ -24,10 +25,11 @@ log = Journal("collector.admission")
 class AdmissionAnswers:
     """`commands`: name -> what answers a request."""
 
-    def __init__(self, admission: Admission, plans: Plans, overrides_file: Path) -> None:
+    def __init__(self, admission: Admission, plans: Plans, overrides_file: Path, witness: Witness) -> None:
         self._admission = admission
         self._plans = plans
         self._file = overrides_file
+        self._witness = witness
         self.commands: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "parked": self._parked,
             "plans": self._show,
@@ -86,6 +88,9 @@ class AdmissionAnswers:
             said = msgspec.convert(request["plan"], TenantPlan)
         except msgspec.ValidationError as error:
             raise CollectorError(f"{tenant}: {error}") from None
+        self._witness(
+            "plan_set", by={"uid": request["peer_uid"]}, tenant=tenant, plan=msgspec.to_builtins(said)
+        )
         self._take({**self._plans.overrides, tenant: said})
         log.warning("plan_overridden", tenant=tenant, plan=msgspec.to_builtins(said))
         return {"tenants": [self._plan(tenant)], "not_shown": 0}
@@ -95,6 +100,7 @@ class AdmissionAnswers:
         overrides = dict(self._plans.overrides)
         if overrides.pop(tenant, None) is None:
             raise CollectorError(f"{tenant} is not overridden; see `weighbridge-collector plan show`")
+        self._witness("plan_cleared", by={"uid": request["peer_uid"]}, tenant=tenant)
         self._take(overrides)
         log.info("plan_override_cleared", tenant=tenant)
         return {"tenants": [self._plan(tenant)], "not_shown": 0}

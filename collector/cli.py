@@ -8,10 +8,19 @@ import gc
 import json
 from pathlib import Path
 
-from collector import __version__, admission_commands, config, log_commands, online
+from collector import (
+    __version__,
+    admission_commands,
+    audit_commands,
+    config,
+    import_commands,
+    log_commands,
+    online,
+)
 from collector.door import ca_commands
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
+from collector.webhook import read_secret
 from wire.daemon import journal
 from wire.daemon.command_line import run_command
 from wire.daemon.control import ask
@@ -35,13 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check-config", help="are the settings, the CA and the directories usable?")
     check.add_argument("--online", action="store_true", help="also ask brokers, topics and Redis")
     check.set_defaults(handler=_check_config)
+
+    def audit_of(args: argparse.Namespace) -> Path:
+        return config.read(args.config).audit_file
+
     ca_commands.add_commands(
         commands,
         lambda args: config.read(args.config).ca_dir,
+        audit_of,
         lambda args: config.split_address(config.read(args.config).listen.enrolment)[1],
     )
     log_commands.add_commands(commands, lambda args: config.read(args.config))
+    import_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
+    audit_commands.add_commands(commands, audit_of)
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
@@ -72,6 +88,8 @@ def _check_config(args: argparse.Namespace) -> int:
         from collector.handoff.kafka.client import Client
 
         Client(settings.handoff.kafka).close()
+    if settings.webhook.url and settings.webhook.secret_file:
+        read_secret(settings.webhook.secret_file)
     print("settings are good")
     if not args.online:
         return 0

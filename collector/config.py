@@ -19,6 +19,7 @@ DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
 D = msgspec.Meta
 
 _TOPIC = re.compile("[A-Za-z0-9._-]{1,200}")
+_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[!-~]*)?")
 _PORT = re.compile("[0-9]{1,5}")
 
 
@@ -199,6 +200,26 @@ class Handoff(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     kafka: Kafka = Kafka()
 
 
+class WebhookSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Whom to tell of rejections, conflicts, gaps and quotas, by signed HTTP POST."""
+
+    url: Annotated[str, D(description="https://HOST/PATH, or http:// within the host; empty: nobody")] = ""
+    secret_file: Annotated[
+        Path | None, D(description="the key of the signature, 16 bytes or more; needed with `url`")
+    ] = None
+    events: Annotated[
+        list[Literal["rejection", "conflict", "gap", "quota"]],
+        D(description="what to tell of; empty: of all of these"),
+    ] = []
+    waiting: Annotated[
+        int, D(description="notices that may wait; further ones are counted", ge=1, le=100_000)
+    ] = 1_000
+    repeat: Annotated[
+        Seconds, D(description="a notice of the same reason, agent and tenant comes no sooner again")
+    ] = Seconds(60)
+    timeout: Annotated[Seconds, D(description="of one attempt")] = Seconds(10)
+
+
 class Port(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """/metrics, /livez, /readyz."""
 
@@ -220,6 +241,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     admission: AdmissionSettings = AdmissionSettings()
     shared: Shared = Shared()
     handoff: Handoff = Handoff()
+    webhook: WebhookSettings = WebhookSettings()
     local_port: Port = Port()
     journal_level: Annotated[
         Literal["debug", "info", "warning", "error"], D(description="lowest level written to the journal")
@@ -232,6 +254,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     @property
     def log_directory(self) -> Path:
         return self.log.directory or self.state_dir / "log"
+
+    @property
+    def audit_file(self) -> Path:
+        return self.state_dir / "audit.log"
 
     @property
     def control_socket(self) -> Path:
@@ -254,6 +280,14 @@ def read(path: Path | None) -> Settings:
         raise SettingsError(
             f"{path}: tls: an external CA needs certificate_file, key_file, client_ca_file and trust_domain together"
         )
+    webhook = settings.webhook
+    if webhook.url:
+        if not _URL.fullmatch(webhook.url):
+            raise SettingsError(f"{path}: webhook.url: https://HOST/PATH, or http://")
+        if webhook.secret_file is None:
+            raise SettingsError(
+                f"{path}: webhook.secret_file: needed with `url`; `openssl rand -hex 32` makes one"
+            )
     parks = {"park": settings.admission.park}
     parks |= {
         f"tenants.{n}.park": p.park for n, p in settings.admission.tenants.items() if p.park is not None

@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import pwd
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,27 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from collector import readmission
+from collector.audit import Audit
 from collector.config import Settings
 from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
 from collector.handoff.park import read_note
+from collector.timestamps import iso
 from wire.identity import AgentId
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
 TABLE_COLUMNS = ("cgroup_id", "cgroup_path", "kind", "runtime", "container_id", "pod_uid", "name")
+
+_NAMED_FIELD = re.compile(r"([a-z_]+): ")
+_FIELD_OF_REASON = {
+    "REASON_UNKNOWN_SCHEMA_VERSION": "schema_version",
+    "REASON_FOREIGN_AGENT": "agent_id",
+    "REASON_UNKNOWN_TENANT": "tenant",
+    "REASON_TENANT_NOT_PERMITTED": "tenant",
+    "REASON_CLOCK_SKEW": "interval_end_unix_ns",
+    "REASON_CHAIN_BROKEN": "previous_digest",
+}
 
 SettingsOf = Callable[[argparse.Namespace], Settings]
 
@@ -87,7 +99,7 @@ def add_commands(
     verify_.set_defaults(handler=lambda args: _verify(args, log_of(args)))
 
     mend = log.add_parser("repair", help="replace damaged places by fillers (the collector must be stopped)")
-    mend.set_defaults(handler=lambda args: _repair(log_of(args)))
+    mend.set_defaults(handler=lambda args: _repair(log_of(args), Audit(settings_of(args).audit_file)))
 
     again = log.add_parser(
         "readmit",
@@ -268,7 +280,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     out: dict[str, Any] = {
         "offset": record.offset,
         "kind": record.kind.name.lower(),
-        "received_at": _iso(record.received_at_unix_ns),
+        "received_at": iso(record.received_at_unix_ns),
         "agent_id": record.agent_id,
         "epoch": record.epoch,
         "seq": record.seq,
@@ -277,7 +289,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     }
     if record.note and record.kind not in (Kind.PARKED, Kind.RELEASED):
         reason, _, detail = record.note.decode(errors="replace").partition(" ")
-        out |= {"reason": reason, "detail": detail}
+        out |= {"reason": reason, "field": _field(reason, detail), "detail": detail}
     try:
         batch = pb.UsageBatch.FromString(record.body)
     except DecodeError:
@@ -286,8 +298,8 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "tenant": batch.tenant,
         "host": batch.host,
         "boot_id": batch.boot_id,
-        "interval_start": _iso(batch.interval_start_unix_ns),
-        "interval_end": _iso(batch.interval_end_unix_ns),
+        "interval_start": iso(batch.interval_start_unix_ns),
+        "interval_end": iso(batch.interval_end_unix_ns),
         "interval_duration_ns": batch.interval_duration_ns,
         "flags": batch.flags,
         "coverage": batch.coverage,
@@ -295,8 +307,8 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "cpu_usage_ns": sum(batch.cpu_usage_ns),
         "gaps": [
             {
-                "start": _iso(gap.start_unix_ns),
-                "end": _iso(gap.end_unix_ns),
+                "start": iso(gap.start_unix_ns),
+                "end": iso(gap.end_unix_ns),
                 "reason": gap.reason,
                 "count": gap.count,
                 "detail": gap.detail,
@@ -307,6 +319,12 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     if with_rows and record.kind not in (Kind.REJECTED, Kind.REFUSED):
         out["usage"] = [_row(batch, row) for row in range(len(batch.containers.cgroup_id))]
     return out
+
+
+def _field(reason: str, detail: str) -> str:
+    """The field of the batch that was found wrong; empty where it is no single one."""
+    named = _NAMED_FIELD.match(detail)
+    return named[1] if named else _FIELD_OF_REASON.get(reason, "")
 
 
 def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
@@ -321,9 +339,11 @@ def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
     return out
 
 
-def _repair(directory: Path) -> int:
+def _repair(directory: Path, audit: Audit) -> int:
     _as_owner(directory)
     done = repair(directory)
+    if done:
+        audit("log_repaired", done=done[:16], segments=len(done))
     for line in done or ["nothing to repair"]:
         print(line)
     return 0
@@ -335,7 +355,7 @@ def _readmit(args: argparse.Namespace, settings: Settings) -> int:
         _as_owner(directory)
     reasons = [f"REASON_{name.upper()}" for name in args.reason or ()] or readmission.SETTING_REASONS
     choice = readmission.Choice(reasons, args.tenant, args.agent_id)
-    outcomes = readmission.readmit(settings, choice, args.dry_run)
+    outcomes = readmission.readmit(settings, choice, args.dry_run, Audit(settings.audit_file))
     for outcome in outcomes:
         if args.json:
             print(json.dumps(msgspec.to_builtins(outcome)))
@@ -368,15 +388,3 @@ def _existing(directory: Path) -> Path:
     if not directory.is_dir():
         raise CollectorError(f"no log at {directory}: name the collector's settings with --config")
     return directory
-
-
-def _iso(unix_ns: int) -> str:
-    """ISO 8601 with milliseconds; the number itself where no calendar has it."""
-    try:
-        return (
-            datetime.fromtimestamp(unix_ns / 1e9, UTC)
-            .isoformat(timespec="milliseconds")
-            .replace("+00:00", "Z")
-        )
-    except (ValueError, OverflowError, OSError):
-        return str(unix_ns)

@@ -37,6 +37,7 @@ from collector.door.authenticate import Peer
 from collector.handoff.log import DurableLog, Kind, frame
 from collector.handoff.park import parked_note
 from collector.handoff.receipts import Receipts
+from collector.notices import Notices
 from collector.state.memory import Streams
 from collector.tally import Tally, TenantTotal
 from wire.daemon.journal import Journal
@@ -128,6 +129,7 @@ class Pipeline:
         self._admission = judge
         self._max_queued_bytes = max_queued_bytes
         self._receipts = receipts
+        self.notices = Notices()
         self._waiting_bytes = 0
         self._loop = asyncio.get_running_loop()
 
@@ -215,6 +217,7 @@ class Pipeline:
         verdict = self._admission.judge(tenant, charge, len(body), time.monotonic_ns())
         if verdict is _FULL:
             wait_ms = self._admission.retry_after_ms(tenant, charge)
+            self.notices.quota(tenant, "park_full")
             return self._retry(item, Reason.REASON_PARK_FULL, wait_ms)
         if verdict is _ADMITTED:
             kind, note, status = _KIND_ACCEPTED, b"", _ACCEPTED
@@ -225,6 +228,7 @@ class Pipeline:
             total.add(1, rows, cpu_usage_ns)
         else:
             kind, note, status = Kind.PARKED, parked_note(tenant, rows, cpu_usage_ns), Status.STATUS_PARKED
+            self.notices.quota(tenant, "parked")
             job.parks.append(_Park(tenant, charge, len(body), sum(map(len, job.frames))))
         job.frames.extend(frame(kind, job.received_at_unix_ns, job.agent, epoch, seq, digest, note, body))
         job.claims_durable = True
@@ -232,7 +236,9 @@ class Pipeline:
         job.marks.append((state, seq, digest))
         for gap in checked.gaps:
             name = usage_pb2.GapReason.Name(gap.reason) if gap.reason in _GAP_REASONS else "unknown"
-            self.tally.gaps[name.removeprefix("GAP_REASON_").lower()] += 1
+            name = name.removeprefix("GAP_REASON_").lower()
+            self.tally.gaps[name] += 1
+            self.notices.gap(peer.agent_id, tenant, item, name, gap.detail)
         return pb.Answer(epoch=epoch, seq=seq, status=status)
 
     def _seen(self, job: _Job, item: pb.Item, seen: Seen) -> pb.Answer:
@@ -281,6 +287,7 @@ class Pipeline:
             reason=reason,
             detail=refusal.detail,
         )
+        self.notices.rejected(job.peer.agent_id, item, refusal.reason, refusal.detail)
         note = f"{reason} {refusal.detail}".encode()
         kind = Kind.REFUSED if state is None else Kind.REJECTED
         job.frames.extend(

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.audit import Witness, unseen
 from collector.config import Settings
 from collector.decide.validate import Validator
 from collector.door.ca import CertificateAuthority
@@ -76,7 +77,7 @@ class Outcome(msgspec.Struct):
         return self.agent_id, self.epoch, self.seq
 
 
-def readmit(settings: Settings, choice: Choice, dry_run: bool) -> list[Outcome]:
+def readmit(settings: Settings, choice: Choice, dry_run: bool, witness: Witness = unseen) -> list[Outcome]:
     """Let in what passes now, durably; with `dry_run` only say what would. LogError while a collector runs, but
     not for a dry run.
     """
@@ -89,15 +90,15 @@ def readmit(settings: Settings, choice: Choice, dry_run: bool) -> list[Outcome]:
         outcomes = _judged(settings, choice)
         admitted = {o.offset: o for o in outcomes if not o.still}
         if admitted:
+            told = {
+                "batches": len(admitted),
+                "rows": sum(o.rows for o in admitted.values()),
+                "cpu_usage_ns": sum(o.cpu_usage_ns for o in admitted.values()),
+                "tenants": sorted({o.tenant for o in admitted.values()})[:64],
+            }
+            witness("usage_readmitted", **told)
             _append(settings, durable_log, admitted)
-            log.info(
-                "usage_readmitted",
-                batches=len(admitted),
-                rows=sum(o.rows for o in admitted.values()),
-                cpu_usage_ns=sum(o.cpu_usage_ns for o in admitted.values()),
-                tenants=sorted({o.tenant for o in admitted.values()}),
-                uid=os.getuid(),
-            )
+            log.info("usage_readmitted", **told, uid=os.getuid())
     return outcomes
 
 

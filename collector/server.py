@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from collector.admission_answers import AdmissionAnswers
+from collector.audit import Audit
 from collector.config import Settings, read, split_address
 from collector.decide.admission import Admission, View
 from collector.decide.bucket import MICRO
@@ -25,17 +26,20 @@ from collector.decide.validate import Validator
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
+from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.service import IngestService
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
 from collector.handoff.park import Releaser, restore
 from collector.handoff.receipts import Receipts
+from collector.notices import EVENTS, Notices
 from collector.pipeline import Pipeline
 from collector.plans import Plans, load_overrides
 from collector.state.memory import Streams
 from collector.state.sqlite import CHECKPOINT_FILE, Checkpoint
 from collector.tally import Tally
+from collector.webhook import WebhookSender
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
 from wire.daemon.files import replace_durably
@@ -67,10 +71,14 @@ class Server:
         self._streams = Streams()
         self._plans = Plans(settings.admission, load_overrides(settings.state_dir / OVERRIDES_FILE))
         self._admission = Admission(self._plans.of, shared=bool(settings.shared.redis))
-        self._answers = AdmissionAnswers(self._admission, self._plans, settings.state_dir / OVERRIDES_FILE)
+        self._audit = Audit(settings.audit_file, {"program": "weighbridge-collector run"})
+        self._answers = AdmissionAnswers(
+            self._admission, self._plans, settings.state_dir / OVERRIDES_FILE, self._audit
+        )
         self._settler: Settler | None = None
         self._publisher: Publisher | None = None
         self._receipts: Receipts | None = None
+        self._webhook: WebhookSender | None = None
         self._stop = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
@@ -106,6 +114,7 @@ class Server:
                 settings.limits.queued,
                 self._receipts,
             )
+            self._notify(closing)
             self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
             if settings.shared.redis:
                 # One machine needs no Redis, and then does not load its client.
@@ -133,9 +142,18 @@ class Server:
         receipts = Receipts(cursor.offset, self._log.end, settings.handoff.kafka.in_flight, publisher.durable)
         self._publisher, self._receipts = publisher, receipts
 
+    def _notify(self, closing: contextlib.ExitStack) -> None:
+        """Tell the webhook, if there is one."""
+        settings = self._settings.webhook
+        if settings.url:
+            self._pipeline.notices = Notices(settings.events or EVENTS, settings.waiting, settings.repeat.ns)
+            self._webhook = WebhookSender(settings, self._pipeline.notices)
+            self._webhook.start()
+            closing.callback(self._webhook.close)
+
     async def _serve(self, replayed: int) -> None:
         settings = self._settings
-        authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir)
+        authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir, self._audit)
         trust_domain = authority.trust_domain if authority else settings.tls.trust_domain
         authenticator = Authenticator(trust_domain, authority.registry if authority else None)
         service = IngestService(
@@ -164,7 +182,8 @@ class Server:
                 )
                 servers.append(door)
         local = self._local_port()
-        control = ControlSocket(settings.control_socket, self._answer)
+        self._importer = Importer(self._pipeline, authority.registry if authority else None, self._audit)
+        control = ControlSocket(settings.control_socket, self._answer, MAX_REQUEST_BYTES)
         try:
             local.start()
             ports["local"] = local.port
@@ -265,6 +284,23 @@ class Server:
             publisher.sessions_broken if publisher else 0,
         )
         yield "plan_overrides", "Tenants whose plan an operator has overridden.", len(self._plans.overrides)
+        hook = self._webhook
+        yield (
+            "webhook_waiting_notices",
+            "Notices that the webhook has not been told yet.",
+            len(self._pipeline.notices),
+        )
+        yield "webhook_delivered_notices", "Notices taken, since the start.", hook.delivered if hook else 0
+        yield (
+            "webhook_lost_notices",
+            "Notices that found no room or will never be taken, since the start.",
+            self._pipeline.notices.not_fitted + (hook.given_up if hook else 0),
+        )
+        yield (
+            "webhook_failures",
+            "Attempts to tell the webhook that failed, since the start.",
+            hook.failures if hook else 0,
+        )
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
     def _queues(self) -> list[View]:
@@ -359,21 +395,33 @@ class Server:
         journal.configure(fresh.journal_level)
         restart = [
             name
-            for name in ("state_dir", "listen", "tls", "log", "limits", "shared", "handoff", "local_port")
+            for name in (
+                "state_dir",
+                "listen",
+                "tls",
+                "log",
+                "limits",
+                "shared",
+                "handoff",
+                "webhook",
+                "local_port",
+            )
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")
-        known = self._answers.commands
-        if command in known:
-            try:
+        known, brought = self._answers.commands, self._importer.commands
+        try:
+            if command in known:
                 return known[command](request)
-            except CollectorError as error:
-                return {"error": str(error)}
+            if command in brought:
+                return await brought[command](request)
+        except CollectorError as error:
+            return {"error": str(error)}
         if command != "status":
-            return {"error": f"commands: status, {', '.join(known)}"}
+            return {"error": f"commands: status, {', '.join((*known, *brought))}"}
         tally = self._tally
         return {
             "ready": self._unready(),

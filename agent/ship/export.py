@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 
 from agent.ship.spool import StoredBatch
 from agent.ship.spool_file import FILE_NAME, SpoolError, is_damage
+from wire.delimited import delimit, delimited
 from wire.identity import digest
-from wire.limits import MAX_BATCH_BYTES
 from wire.v1 import usage_pb2 as pb
 
 
@@ -77,41 +77,17 @@ def export(directory: Path, out: BinaryIO) -> int:
     """Write all batches, each behind its length as a varint (protobuf's delimited form). Returns how many."""
     count = 0
     for batch in batches(directory):
-        length = len(batch.body)
-        prefix = bytearray()
-        while length >= 0x80:
-            prefix.append(length & 0x7F | 0x80)
-            length >>= 7
-        prefix.append(length)
-        out.write(bytes(prefix) + batch.body)
+        out.write(delimit(batch.body))
         count += 1
     return count
 
 
 def read_export(source: BinaryIO) -> Iterator[bytes]:
     """The batches of an export. SpoolError at the first byte that is not one."""
-    index = 0
-    while first := source.read(1):
-        length = shift = 0
-        byte = first[0]
-        while True:
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-            more = source.read(1)
-            if not more or shift > 28:
-                raise SpoolError(f"batch {index}: no length; is this a file from `spool export`?")
-            byte = more[0]
-        if length > MAX_BATCH_BYTES:
-            raise SpoolError(
-                f"batch {index}: {length} bytes is more than a batch may have ({MAX_BATCH_BYTES})"
-            )
-        body = source.read(length)
-        if len(body) != length:
-            raise SpoolError(f"batch {index}: the file ends in the middle of it; export it again")
-        yield body
-        index += 1
+    for index, found in enumerate(delimited(source)):
+        if found.trouble:
+            raise SpoolError(f"batch {index}: {found.trouble}; is this a whole file of `spool export`?")
+        yield found.body
 
 
 def _read_only(directory: Path) -> sqlite3.Connection:

@@ -21,10 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from collector.audit import Witness, unseen
 from collector.door.registry import CertificateRecord, Registry
 from collector.errors import CollectorError
 from wire.daemon.files import replace_durably
+from wire.daemon.journal import Journal
 from wire.identity import AgentId, spiffe_uri
+from wire.statuses import Meter
 from wire.tls import PemPair
 
 ROOT_LIFE = timedelta(days=3_650)
@@ -34,14 +37,18 @@ BACKDATE = timedelta(minutes=5)
 MAX_CSR_BYTES = 8_192
 
 
+log = Journal("collector.ca")
+
+
 class CsrRefused(Exception):
     """A signing request that cannot be signed; the message says why."""
 
 
 class CertificateAuthority:
-    def __init__(self, directory: Path) -> None:
-        """Open an existing CA. CollectorError if there is none or it cannot be read."""
+    def __init__(self, directory: Path, witness: Witness = unseen) -> None:
+        """Open an existing CA; `witness` is told of what it does. CollectorError if there is none or it cannot be read."""
         self.directory = directory
+        self._witness = witness
         try:
             self.ca_pem = (directory / "ca.crt").read_bytes()
             key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
@@ -59,10 +66,12 @@ class CertificateAuthority:
         self.trust_domain = str(
             self._certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value
         )
-        self.registry = Registry(directory / "registry.db")
+        self.registry = Registry(directory / "registry.db", witness)
 
     @classmethod
-    def init(cls, directory: Path, trust_domain: str, hosts: Sequence[str]) -> CertificateAuthority:
+    def init(
+        cls, directory: Path, trust_domain: str, hosts: Sequence[str], witness: Witness = unseen
+    ) -> CertificateAuthority:
         """Make a root and the collector's first certificate."""
         if (directory / "ca.key").exists() or (directory / "ca.crt").exists():
             raise CollectorError(
@@ -95,10 +104,11 @@ class CertificateAuthority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
+        witness("ca_made", domain=trust_domain, serial=f"{certificate.serial_number:x}")
         # The key first: a crash in between leaves a key without certificate, which `init` reports.
         replace_durably(directory / "ca.key", _key_pem(key))
         replace_durably(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-        authority = cls(directory)
+        authority = cls(directory, witness)
         authority.issue_server(hosts)
         return authority
 
@@ -115,6 +125,9 @@ class CertificateAuthority:
             key.public_key(), x509.SubjectAlternativeName(names), ExtendedKeyUsageOID.SERVER_AUTH, SERVER_LIFE
         )
         pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self._witness(
+            "server_certificate_issued", hosts=list(hosts)[:64], serial=f"{certificate.serial_number:x}"
+        )
         # Key and certificate in one file, so that no crash can leave two that do not match.
         replace_durably(self.directory / "server.pem", _key_pem(key) + pem)
 
@@ -130,8 +143,12 @@ class CertificateAuthority:
         certificate = x509.load_pem_x509_certificate(text)
         half = certificate.not_valid_before_utc + SERVER_LIFE / 2
         if datetime.now(UTC) > half:
-            self.issue_server(_hosts(certificate))
-            text = path.read_bytes()
+            try:
+                self.issue_server(_hosts(certificate))
+                text = path.read_bytes()
+            except (CollectorError, OSError) as error:
+                # The old one is good for as long again: nobody is turned away for a full disk.
+                log.error("server_certificate_not_renewed", code=Meter.DATABASE_UNAVAILABLE, error=error)
         key, marker, rest = text.partition(b"-----BEGIN CERTIFICATE-----")
         return key, marker + rest
 

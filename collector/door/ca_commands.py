@@ -10,19 +10,30 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from collector.audit import Audit
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from wire.identity import UNATTRIBUTED, AgentId, new_agent_id
 from wire.token import MAX_TENANTS, JoinToken
 
 CaOf = Callable[[argparse.Namespace], Path]
+"""The CA's directory."""
+AuditOf = Callable[[argparse.Namespace], Path]
+"""The audit log."""
 PortOf = Callable[[argparse.Namespace], int]
 
 
 def add_commands(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], ca_of: CaOf, enrolment_port_of: PortOf
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    ca_of: CaOf,
+    audit_of: AuditOf,
+    enrolment_port_of: PortOf,
 ) -> None:
-    """Add the commands; the functions find the CA directory and the enrolment port of the arguments."""
+    """Add the commands; the functions find the CA, the audit log and the enrolment port of the arguments."""
+
+    def authority_of(args: argparse.Namespace) -> CertificateAuthority:
+        return CertificateAuthority(ca_of(args), Audit(audit_of(args)))
+
     ca = subparsers.add_parser("ca", help="the collector's own certificate authority").add_subparsers(
         required=True
     )
@@ -34,7 +45,7 @@ def add_commands(
     init.add_argument(
         "--host", required=True, action="append", help="name or address agents connect to; repeatable"
     )
-    init.set_defaults(handler=lambda args: _init(args, ca_of(args)))
+    init.set_defaults(handler=lambda args: _init(args, ca_of(args), Audit(audit_of(args))))
 
     issue = ca.add_parser(
         "issue", help="sign a certificate: an agent's request, or a new one for the collector"
@@ -50,15 +61,15 @@ def add_commands(
         "--tenant", action="append", help="with --csr: a tenant it may report; repeatable; any if left out"
     )
     issue.add_argument("--hours", type=int, default=24)
-    issue.set_defaults(handler=lambda args: _issue(args, ca_of(args)))
+    issue.set_defaults(handler=lambda args: _issue(args, authority_of(args)))
 
     revoke = ca.add_parser("revoke", help="revoke an agent, or one certificate by its serial")
     revoke.add_argument("agent_or_serial")
-    revoke.set_defaults(handler=lambda args: _revoke(args, ca_of(args)))
+    revoke.set_defaults(handler=lambda args: _revoke(args, authority_of(args)))
 
     listing = ca.add_parser("list", help="the certificates that were issued")
     listing.add_argument("--json", action="store_true")
-    listing.set_defaults(handler=lambda args: _list(args, ca_of(args)))
+    listing.set_defaults(handler=lambda args: _list(args, authority_of(args)))
 
     token = subparsers.add_parser("token", help="join tokens").add_subparsers(required=True)
     create = token.add_parser("create", help="one line that lets one agent enrol, once, within the hour")
@@ -72,22 +83,23 @@ def add_commands(
         action="append",
         help="enrolment door as agents reach it, HOST:PORT; default: every --host of `ca init`",
     )
-    create.set_defaults(handler=lambda args: _token(args, ca_of(args), enrolment_port_of(args)))
+    create.set_defaults(handler=lambda args: _token(args, authority_of(args), enrolment_port_of(args)))
 
 
-def _init(args: argparse.Namespace, directory: Path) -> int:
-    CertificateAuthority.init(directory, args.domain, args.host)
+def _init(args: argparse.Namespace, directory: Path, audit: Audit) -> int:
+    CertificateAuthority.init(directory, args.domain, args.host, audit)
     print(f"CA for spiffe://{args.domain} in {directory}; keep ca.key secret and back it up")
     return 0
 
 
-def _issue(args: argparse.Namespace, directory: Path) -> int:
-    authority = CertificateAuthority(directory)
+def _issue(args: argparse.Namespace, authority: CertificateAuthority) -> int:
     if args.server:
         if not args.host:
             raise CollectorError("name at least one --host with --server")
         authority.issue_server(args.host)
-        print(f"{directory / 'server.pem'} written; a running collector takes it up at its next handshake")
+        print(
+            f"{authority.directory / 'server.pem'} written; a running collector takes it up at its next handshake"
+        )
         return 0
     agent_id = AgentId(args.agent_id) if args.agent_id else new_agent_id()
     try:
@@ -101,8 +113,8 @@ def _issue(args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _revoke(args: argparse.Namespace, directory: Path) -> int:
-    hit = CertificateAuthority(directory).registry.revoke(args.agent_or_serial)
+def _revoke(args: argparse.Namespace, authority: CertificateAuthority) -> int:
+    hit = authority.registry.revoke(args.agent_or_serial)
     if not hit:
         raise CollectorError(
             f"nothing valid is known by `{args.agent_or_serial}`; see `weighbridge-collector ca list`"
@@ -111,8 +123,8 @@ def _revoke(args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _list(args: argparse.Namespace, directory: Path) -> int:
-    records = CertificateAuthority(directory).registry.certificates()
+def _list(args: argparse.Namespace, authority: CertificateAuthority) -> int:
+    records = authority.registry.certificates()
     now = time.time()
     for record in records:
         state = "revoked" if record.revoked_at else "expired" if record.not_after < now else "valid"
@@ -124,8 +136,7 @@ def _list(args: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _token(args: argparse.Namespace, directory: Path, port: int) -> int:
-    authority = CertificateAuthority(directory)
+def _token(args: argparse.Namespace, authority: CertificateAuthority, port: int) -> int:
     addresses = args.address or [
         f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in authority.server_hosts()
     ]

@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import NoReturn
 
 import grpc
 import grpc.aio
 
+from collector.audit import AuditError
 from collector.door.authenticate import Authenticator, NotAuthenticated
 from collector.door.ca import CertificateAuthority, CsrRefused, acceptable_key
 from collector.door.registry import TokenRefused
 from wire.daemon.journal import Journal
 from wire.identity import AgentId
+from wire.statuses import Meter
 from wire.v1 import ingest_pb2 as pb
 from wire.v1.ingest_pb2_grpc import EnrolmentServicer
 
@@ -62,6 +65,8 @@ class EnrolmentService(EnrolmentServicer):
             await self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
         except CsrRefused as error:
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except AuditError as error:
+            await self._not_written_down(context, error)
         log.info("agent_enrolled", agent_id=record.agent_id, host=record.host)
         return pb.EnrolResponse(
             agent_id=record.agent_id,
@@ -80,8 +85,18 @@ class EnrolmentService(EnrolmentServicer):
             await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except CsrRefused as error:
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except AuditError as error:
+            await self._not_written_down(context, error)
         log.info("certificate_renewed", agent_id=peer.agent_id)
         return pb.RenewResponse(certificate_chain_pem=chain, ca_bundle_pem=self._authority.ca_pem)
+
+    async def _not_written_down(self, context: Context, error: AuditError) -> NoReturn:
+        log.error("audit_unavailable", code=Meter.DATABASE_UNAVAILABLE, error=str(error))
+        await context.abort(
+            grpc.StatusCode.UNAVAILABLE,
+            f"{Meter.DATABASE_UNAVAILABLE}: the collector's audit log cannot be written; try again later",
+        )
+        raise AssertionError("abort raises")
 
     async def _refuse(self, context: Context, code: grpc.StatusCode, text: str) -> None:
         self._waiting += 1

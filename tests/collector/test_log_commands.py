@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.fleet import Stream, enrol
+from collector.audit import Line
+from collector.audit import lines as audit_lines
 from collector.config import AdmissionSettings, Settings, Validation
 from collector.decide.admission import Admission
 from collector.door.ca import CertificateAuthority
@@ -240,3 +242,11 @@ def test_the_commands_as_a_person_types_them(centre: Centre, capsys: pytest.Capt
     assert "1 readmitted" in out
     code, out = run("cat")
     assert "READMITTED" in out
+    (act,) = [line for line in audit_lines(centre.directory / "audit.log") if isinstance(line, Line)]
+    assert (act.entry["act"], act.entry["batches"], act.entry["tenants"]) == ("usage_readmitted", 1, ["acme"])
+    segment = centre.directory / "log" / FIRST
+    spoiled = bytearray(segment.read_bytes())
+    spoiled[200] ^= 0xFF
+    segment.write_bytes(spoiled)
+    assert run("repair")[0] == 0
+    assert [line.entry["act"] for line in audit_lines(centre.directory / "audit.log")][1:] == ["log_repaired"]

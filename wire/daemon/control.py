@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 16
 TIMEOUT_SECONDS = 10.0
 
+_UCRED = struct.Struct("3i")
+"""pid, uid, gid."""
+
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Of a request, with the asking process's user as `peer_uid`."""
 
 
 class ControlError(Exception):
@@ -29,9 +34,10 @@ class ControlError(Exception):
 class ControlSocket:
     """Serves on the running event loop until `close`."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, path: Path, answer: Answer, max_request_bytes: int = MAX_REQUEST_BYTES) -> None:
         self._path = path
         self._answer = answer
+        self._max_request_bytes = max_request_bytes
         self._server: asyncio.Server | None = None
         self._open = 0
 
@@ -42,7 +48,7 @@ class ControlSocket:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
             self._server = await asyncio.start_unix_server(
-                self._serve, self._path, limit=MAX_REQUEST_BYTES, backlog=MAX_CONNECTIONS
+                self._serve, self._path, limit=self._max_request_bytes, backlog=MAX_CONNECTIONS
             )
             self._path.chmod(0o660)
         except OSError as error:
@@ -66,6 +72,7 @@ class ControlSocket:
                 request = json.loads(await reader.readline())
                 if not isinstance(request, dict):
                     raise ValueError("a request is one JSON object")  # noqa: TRY004 - a wrong request
+                request["peer_uid"] = _peer_uid(writer)
                 try:
                     answer = await self._answer(request)
                 except Exception as error:  # noqa: BLE001 - one bad question must not end the daemon
@@ -77,6 +84,13 @@ class ControlSocket:
         finally:
             self._open -= 1
             writer.close()
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    """Who asks, by the kernel's word: unix(7), SO_PEERCRED."""
+    peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(peer)
+    return int(uid)
 
 
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
