@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import short_lives
 from bench.cgroups import Cgroup, burner, holder, slice_of_our_own, spawner
-from bench.probe_set import ProbeSet, directory_for_pins
+from bench.probe_set import LOADER, ProbeSet, directory_for_pins
 from bench.site import Site
 from collector.handoff.log import HANDED_ON, Record, scan
 from collector.log_commands import verify
@@ -104,6 +104,9 @@ def _workloads(
 def _probes(closing: contextlib.ExitStack, directory: Path) -> ProbeSet:
     """A place for the kernel probes, loaded into it if this user and this kernel let us."""
     probes = closing.enter_context(directory_for_pins(directory))
+    if not LOADER.exists():
+        say("cannot see: ends of short containers and network traffic; the kernel probes are not built (./dev setup)")
+        return probes
     for line in probes.run("load").stderr.splitlines():
         say(line.removeprefix("weighbridge-probes: "))
     return probes
@@ -112,7 +115,7 @@ def _probes(closing: contextlib.ExitStack, directory: Path) -> ProbeSet:
 def _start_short_lives(
     directory: Path, ours: Cgroup | None, probes: ProbeSet
 ) -> subprocess.Popen[str] | None:
-    if ours is None or not probes.status().get("lifecycle"):
+    if ours is None or not LOADER.exists() or not probes.status().get("lifecycle"):
         return None
     say(f"{SHORT_LIVES} containers of a few milliseconds, each removed at once")
     return short_lives.start(short_lives.build(directory), ours, 0, SHORT_LIVES, workers=2)
