@@ -105,7 +105,9 @@ def _probes(closing: contextlib.ExitStack, directory: Path) -> ProbeSet:
     """A place for the kernel probes, loaded into it if this user and this kernel let us."""
     probes = closing.enter_context(directory_for_pins(directory))
     if not LOADER.exists():
-        say("cannot see: ends of short containers and network traffic; the kernel probes are not built (./dev setup)")
+        say(
+            "cannot see: ends of short containers and network traffic; the kernel probes are not built (./dev setup)"
+        )
         return probes
     for line in probes.run("load").stderr.splitlines():
         say(line.removeprefix("weighbridge-probes: "))

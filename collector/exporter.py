@@ -22,6 +22,10 @@ from collector.tally import LATENCY_BUCKETS_SECONDS, MAX_TENANTS, OTHER, Tally
 P = "weighbridge_collector_"
 
 
+Gauge = tuple[str, str, float]
+"""Name, help, value."""
+
+
 class CollectorMetrics(Collector):
     """Reads the tally when scraped. `gauges`: (name, help, value) of what is measured at that moment; `queues`: what
     is parked then, longest debt first.
@@ -30,7 +34,7 @@ class CollectorMetrics(Collector):
     def __init__(
         self,
         tally: Tally,
-        gauges: Callable[[], Iterable[tuple[str, str, float]]],
+        gauges: Callable[[], Iterable[Gauge]],
         queues: Callable[[], Sequence[View]],
     ) -> None:
         self._tally = tally

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from collector import gauges
 from collector.admission_answers import AdmissionAnswers
 from collector.audit import Audit
 from collector.config import Settings, read, split_address
 from collector.decide.admission import Admission, View
-from collector.decide.bucket import MICRO
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
 from collector.door.authenticate import Authenticator
@@ -29,7 +29,7 @@ from collector.door.enrolment import EnrolmentService
 from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.service import IngestService
 from collector.errors import CollectorError
-from collector.exporter import CollectorMetrics
+from collector.exporter import CollectorMetrics, Gauge
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
 from collector.handoff.park import Releaser, restore
 from collector.handoff.receipts import Receipts
@@ -229,78 +229,12 @@ class Server:
         where = self._settings.local_port
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
-    def _gauges(self) -> Iterator[tuple[str, str, float]]:
-        yield "streams", "Streams known: one per agent and epoch.", len(self._streams)
-        yield "log_end_bytes", "Length of the durable log since its beginning.", self._log.end
-        yield "log_queued_bytes", "Bytes that wait for the disk.", self._log.queued_bytes
-        yield "log_torn_bytes", "Bytes of an unfinished group cut off at this start.", self._log.torn_bytes
-        yield "tenants", "Tenants whose token bucket is remembered.", len(self._admission)
-        yield (
-            "forgotten_tenants",
-            "Token buckets forgotten before they were full, since the start.",
-            self._admission.forgotten,
-        )
-        settler = self._settler
-        away = settler is not None and bool(settler.trouble)
-        yield (
-            "shared_buckets_away",
-            "1 while Redis does not answer and this collector judges alone.",
-            float(away),
-        )
-        yield (
-            "shared_settlements",
-            "Settlements with the other collectors since the start.",
-            settler.settlements if settler else 0,
-        )
-        yield (
-            "shared_failures",
-            "Settlements that Redis did not answer, since the start.",
-            settler.failures if settler else 0,
-        )
-        yield (
-            "unsettled_tokens",
-            "Tokens charged here that no other collector knows of yet.",
-            self._admission.unsettled_weight() / MICRO,
-        )
-        publisher, receipts = self._publisher, self._receipts
-        yield (
-            "kafka_away",
-            "1 while no broker confirms anything and agents are told RETRY.",
-            float(receipts is not None and bool(receipts.trouble)),
-        )
-        yield (
-            "kafka_unconfirmed_bytes",
-            "Bytes of the log that the brokers have not confirmed.",
-            receipts.log_end - receipts.confirmed if receipts else 0,
-        )
-        yield (
-            "kafka_published_batches",
-            "Batches that the brokers have confirmed, since the start.",
-            publisher.published if publisher else 0,
-        )
-        yield (
-            "kafka_broken_sessions",
-            "Times that publishing broke off and began again at the cursor, since the start.",
-            publisher.sessions_broken if publisher else 0,
-        )
-        yield "plan_overrides", "Tenants whose plan an operator has overridden.", len(self._plans.overrides)
-        hook = self._webhook
-        yield (
-            "webhook_waiting_notices",
-            "Notices that the webhook has not been told yet.",
-            len(self._pipeline.notices),
-        )
-        yield "webhook_delivered_notices", "Notices taken, since the start.", hook.delivered if hook else 0
-        yield (
-            "webhook_lost_notices",
-            "Notices that found no room or will never be taken, since the start.",
-            self._pipeline.notices.not_fitted + (hook.given_up if hook else 0),
-        )
-        yield (
-            "webhook_failures",
-            "Attempts to tell the webhook that failed, since the start.",
-            hook.failures if hook else 0,
-        )
+    def _gauges(self) -> Iterator[Gauge]:
+        yield from gauges.of_log(self._log, len(self._streams))
+        yield from gauges.of_admission(self._admission, len(self._plans.overrides))
+        yield from gauges.of_shared_buckets(self._settler, self._admission)
+        yield from gauges.of_kafka(self._publisher, self._receipts)
+        yield from gauges.of_webhook(self._webhook, self._pipeline.notices)
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
     def _queues(self) -> list[View]:
