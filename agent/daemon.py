@@ -88,7 +88,9 @@ class Daemon:
                 f"weighbridge-agent/{__version__}",
             )
             registry = new_registry()
-            self._metrics = AgentMetrics(self._loop, self._spool, self._shipper, settings.metrics)
+            self._metrics = AgentMetrics(
+                self._loop, self._spool, self._shipper, lambda: self._identity, settings.metrics
+            )
             registry.register(self._metrics)
             where = settings.local_port
             local = LocalPort(where.address, where.port, registry, self._stuck, self._unready)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,11 +13,13 @@ from agent.config import Metrics
 from agent.loop import MeterLoop
 from agent.meter.model import ClockState
 from agent.meter.rows import ROOT_ID
+from agent.ship.enrol import Identity
 from agent.ship.shipper import Shipper
 from agent.ship.spool import Spool
 from agent.ship.spool_file import SpoolError
 from agent.tally import TOTALS
 from wire.measures import BIT
+from wire.statuses import REJECTIONS, label
 
 P = "weighbridge_agent_"
 
@@ -27,10 +29,17 @@ _CPU, _MEMORY = BIT["cpu_usage_ns"], BIT["memory_byte_seconds"]
 class AgentMetrics(Collector):
     """Reads the daemon's states when scraped."""
 
-    def __init__(self, loop: MeterLoop, spool: Spool, shipper: Shipper, settings: Metrics) -> None:
+    def __init__(
+        self,
+        loop: MeterLoop,
+        spool: Spool,
+        shipper: Shipper,
+        identity: Callable[[], Identity],
+        settings: Metrics,
+    ) -> None:
         self.settings = settings
         self.reload_failed = ""
-        self._loop, self._spool, self._shipper = loop, spool, shipper
+        self._loop, self._spool, self._shipper, self._identity = loop, spool, shipper, identity
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -66,7 +75,8 @@ class AgentMetrics(Collector):
             answers.add_metric([status], shipper.answers[status])
         yield answers
         rejected = CounterMetricFamily(f"{P}rejected", "Batches rejected for ever.", labels=["reason"])
-        for reason, count in sorted(shipper.rejected.copy().items()):
+        # From zero on: `increase` does not see the first event of a series that begins with it.
+        for reason, count in sorted(({label(r): 0 for r in REJECTIONS} | shipper.rejected.copy()).items()):
             rejected.add_metric([reason], count)
         yield rejected
         failures = CounterMetricFamily(f"{P}label_source_failures", "Failed questions.", labels=["source"])
@@ -79,6 +89,7 @@ class AgentMetrics(Collector):
             ("last_commit_timestamp_seconds", "Unix time of the last commit.", state.last_commit_unix),
             ("interval_seconds", "Time the last interval took to meter.", state.tick_seconds),
             ("intervals_in_one", "Configured intervals in a row; above 1 near a full spool.", state.stretch),
+            ("row_seconds", "Length of a row as things are.", self._loop.row_seconds),
             ("reading_complete", "1 if every cgroup could be read.", state.complete),
             (
                 "clock_synchronised",
@@ -90,6 +101,12 @@ class AgentMetrics(Collector):
             ("reload_failed", "1 if the last reload kept the old settings.", bool(self.reload_failed)),
         ):
             yield GaugeMetricFamily(P + name, text, float(value))
+        identity = self._identity()
+        for name, text, value in (
+            ("expiry_timestamp_seconds", "Unix time at which the certificate ends.", identity.not_after),
+            ("life_seconds", "How long the certificate lives.", identity.not_after - identity.not_before),
+        ):
+            yield GaugeMetricFamily(f"{P}certificate_{name}", text, value)
         yield from self._probe_metrics()
         yield from self._spool_metrics()
         yield from self._usage_metrics()

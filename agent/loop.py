@@ -130,10 +130,15 @@ class MeterLoop:
         except BpfError as error:
             self.probes.drop(error)
 
+    @property
+    def row_seconds(self) -> float:
+        """Length of a row as things are."""
+        return float(min(self._settings.meter.interval * self.state.stretch, LONGEST_INTERVAL_SECONDS))
+
     def due_in_seconds(self, now_unix: float) -> float:
         """Time until the next interval ends."""
-        length = min(self._settings.meter.interval * self.state.stretch, LONGEST_INTERVAL_SECONDS)
-        return float(length - now_unix % length)
+        length = self.row_seconds
+        return length - now_unix % length
 
     def open_epoch(self, at_least: int, aside_from: BatchKey | None) -> None:
         """Begin a new epoch in spool and baseline: a collector knows this one differently."""

@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
 def _check_config(args: argparse.Namespace) -> int:
     settings = config.read(args.config)
     if not settings.external_ca:
-        CertificateAuthority(settings.ca_dir).server_pair()
+        CertificateAuthority(settings.ca_dir).server_pem()
     if settings.handoff.kafka.brokers:
         from collector.handoff.kafka.client import Client
 

@@ -18,9 +18,14 @@ from collector import __version__
 from collector.decide.admission import View
 from collector.decide.bucket import MICRO
 from collector.tally import LATENCY_BUCKETS_SECONDS, MAX_TENANTS, OTHER, Tally
+from wire.statuses import REASONS, label, meter_code
+from wire.v1.usage_pb2 import GapReason
 
 P = "weighbridge_collector_"
 
+# From zero on: `increase` does not see the first event of a series that begins with it.
+_NO_REFUSALS = {(str(code), label(r)): 0 for r in REASONS if (code := meter_code(r)) is not None}
+_NO_GAPS = {name.removeprefix("GAP_REASON_").lower(): 0 for name, number in GapReason.items() if number}
 
 Gauge = tuple[str, str, float]
 """Name, help, value."""
@@ -54,11 +59,11 @@ class CollectorMetrics(Collector):
         refusals = CounterMetricFamily(
             f"{P}refusals", "Batches, messages and connections refused.", labels=["code", "reason"]
         )
-        for (code, reason), count in sorted(tally.refusals.copy().items()):
+        for (code, reason), count in sorted((_NO_REFUSALS | tally.refusals.copy()).items()):
             refusals.add_metric([code, reason], count)
         yield refusals
         gaps = CounterMetricFamily(f"{P}gaps", "Gap records in accepted batches.", labels=["reason"])
-        for reason, count in sorted(tally.gaps.copy().items()):
+        for reason, count in sorted((_NO_GAPS | tally.gaps.copy()).items()):
             gaps.add_metric([reason], count)
         yield gaps
         batches = CounterMetricFamily(f"{P}tenant_batches", "Batches accepted.", labels=["tenant"])

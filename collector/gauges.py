@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from collector.config import Settings
 from collector.decide.admission import Admission
 from collector.decide.bucket import MICRO
+from collector.door.expiry import expiries
 from collector.exporter import Gauge
 from collector.handoff.log import DurableLog
 from collector.handoff.receipts import Receipts
@@ -19,9 +22,18 @@ if TYPE_CHECKING:
     from collector.state.redis import Settler
 
 
+def of_certificates(settings: Settings) -> Iterator[Gauge]:
+    """Without a series for what cannot be read."""
+    for name, until in expiries(settings):
+        text = f"Unix time at which the certificate of the {name} ends."
+        yield f"{name}_certificate_expiry_timestamp_seconds", text, until.timestamp()
+
+
 def of_log(log: DurableLog, streams: int) -> Iterator[Gauge]:
     yield "streams", "Streams known: one per agent and epoch.", streams
     yield "log_end_bytes", "Length of the durable log since its beginning.", log.end
+    with contextlib.suppress(OSError):
+        yield "log_free_bytes", "Bytes left on its disk before appends are refused.", log.free_bytes
     yield "log_queued_bytes", "Bytes that wait for the disk.", log.queued_bytes
     yield "log_torn_bytes", "Bytes of an unfinished group cut off at this start.", log.torn_bytes
 

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from cryptography import x509
-
 from collector.config import Settings
-from collector.door.ca import CertificateAuthority
+from collector.door.expiry import certificate_files, ends
 from collector.errors import CollectorError
 
 EXPIRES_SOON_DAYS = 14
@@ -33,17 +31,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def _certificate(settings: Settings) -> Iterator[Finding]:
-    certificate_file = settings.tls.certificate_file
     try:
-        if certificate_file is None:
-            pem = CertificateAuthority(settings.ca_dir).server_pair()[1]
-        else:
-            pem = certificate_file.read_bytes()
-        certificate = x509.load_pem_x509_certificate(pem)
-    except (CollectorError, OSError, ValueError) as error:
-        yield Finding("failed", "certificate", f"{error}; see `tls` in the settings")
+        until = ends(certificate_files(settings)["server"])
+    except CollectorError as error:
+        yield Finding("failed", "certificate", str(error))
         return
-    until = certificate.not_valid_after_utc
     left = until - datetime.now(UTC)
     verdict: Literal["ok", "weak", "failed"] = "ok" if left.days >= EXPIRES_SOON_DAYS else "weak"
     renew = "" if verdict == "ok" else "; renew it: `weighbridge-collector ca issue --server`"

@@ -230,6 +230,7 @@ class Server:
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
     def _gauges(self) -> Iterator[Gauge]:
+        yield from gauges.of_certificates(self._settings)
         yield from gauges.of_log(self._log, len(self._streams))
         yield from gauges.of_admission(self._admission, len(self._plans.overrides))
         yield from gauges.of_shared_buckets(self._settler, self._admission)

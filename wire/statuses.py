@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import cast
 
 from wire.v1.ingest_pb2 import Reason, Status
 
-__all__ = ["Meter", "Reason", "Status", "meter_code"]
+__all__ = ["REASONS", "REJECTIONS", "Meter", "Reason", "Status", "label", "meter_code"]
+
+REASONS = tuple(cast("Reason", number) for number in Reason.values() if number)
+REJECTIONS = tuple(reason for reason in REASONS if reason < Reason.REASON_OUT_OF_WINDOW)
+"""Reasons of REJECTED; those behind them are reasons of RETRY."""
+
+
+def label(reason: Reason) -> str:
+    """As the label `reason` of the metrics has it."""
+    return Reason.Name(reason).removeprefix("REASON_").lower()
 
 
 class Meter(StrEnum):

@@ -35,7 +35,7 @@ SERVER_LIFE = timedelta(days=90)
 BACKDATE = timedelta(minutes=5)
 """Agents' clocks may be a little behind."""
 MAX_CSR_BYTES = 8_192
-
+CA_FILE, SERVER_FILE = "ca.crt", "server.pem"
 
 log = Journal("collector.ca")
 
@@ -50,7 +50,7 @@ class CertificateAuthority:
         self.directory = directory
         self._witness = witness
         try:
-            self.ca_pem = (directory / "ca.crt").read_bytes()
+            self.ca_pem = (directory / CA_FILE).read_bytes()
             key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
         except FileNotFoundError:
             raise CollectorError(
@@ -73,7 +73,7 @@ class CertificateAuthority:
         cls, directory: Path, trust_domain: str, hosts: Sequence[str], witness: Witness = unseen
     ) -> CertificateAuthority:
         """Make a root and the collector's first certificate."""
-        if (directory / "ca.key").exists() or (directory / "ca.crt").exists():
+        if (directory / "ca.key").exists() or (directory / CA_FILE).exists():
             raise CollectorError(
                 f"{directory} has a CA already; it is never overwritten. Name another directory"
             )
@@ -107,7 +107,7 @@ class CertificateAuthority:
         witness("ca_made", domain=trust_domain, serial=f"{certificate.serial_number:x}")
         # The key first: a crash in between leaves a key without certificate, which `init` reports.
         replace_durably(directory / "ca.key", _key_pem(key))
-        replace_durably(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        replace_durably(directory / CA_FILE, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         authority = cls(directory, witness)
         authority.issue_server(hosts)
         return authority
@@ -129,23 +129,29 @@ class CertificateAuthority:
             "server_certificate_issued", hosts=list(hosts)[:64], serial=f"{certificate.serial_number:x}"
         )
         # Key and certificate in one file, so that no crash can leave two that do not match.
-        replace_durably(self.directory / "server.pem", _key_pem(key) + pem)
+        replace_durably(self.directory / SERVER_FILE, _key_pem(key) + pem)
 
-    def server_pair(self) -> PemPair:
-        """(key, chain) of the collector, renewed here when half of its life is over."""
-        path = self.directory / "server.pem"
+    def server_pem(self) -> bytes:
+        """Key and chain of the collector as they are. Whoever only looks must not renew: a root that checks
+        would leave a key that the collector's user cannot read.
+        """
+        path = self.directory / SERVER_FILE
         try:
-            text = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise CollectorError(
                 f"{path}: {error.strerror}; issue one with `weighbridge-collector ca issue --server`"
             ) from error
+
+    def server_pair(self) -> PemPair:
+        """(key, chain) of the collector, renewed here when half of its life is over."""
+        text = self.server_pem()
         certificate = x509.load_pem_x509_certificate(text)
         half = certificate.not_valid_before_utc + SERVER_LIFE / 2
         if datetime.now(UTC) > half:
             try:
                 self.issue_server(_hosts(certificate))
-                text = path.read_bytes()
+                text = self.server_pem()
             except (CollectorError, OSError) as error:
                 # The old one is good for as long again: nobody is turned away for a full disk.
                 log.error("server_certificate_not_renewed", code=Meter.DATABASE_UNAVAILABLE, error=error)

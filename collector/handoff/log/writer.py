@@ -86,6 +86,11 @@ class DurableLog:
         return self._thread.is_alive()
 
     @property
+    def free_bytes(self) -> int:
+        """What its disk has left before appends are refused; below zero they are."""
+        return shutil.disk_usage(self.directory).free - self._min_free_bytes
+
+    @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
@@ -170,7 +175,7 @@ class DurableLog:
             return self.end
         group = [mark(self.end), *parts]
         size = sum(map(len, group))
-        if shutil.disk_usage(self.directory).free < self._min_free_bytes + size:
+        if self.free_bytes < size:
             raise OSError(28, f"less than {self._min_free_bytes} bytes free (`log.min_free`)")
         if self._size >= self._segment_bytes:
             self._next_segment()
