@@ -13,7 +13,7 @@ from agent import __version__, config
 from agent.errors import AgentError
 from agent.meter.owners import OwnersSettings
 from wire.daemon import journal
-from wire.daemon.command_line import run_command
+from wire.daemon.command_line import add_bundle_arguments, run_command, write_bundle
 from wire.daemon.control import ask
 
 
@@ -44,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--limit", type=int, default=30, help="rows")
     command("doctor", _doctor, "check everything; each failed check names its fix").add_argument(
         "--json", action="store_true"
+    )
+    add_bundle_arguments(
+        command(
+            "support-bundle", _support_bundle, "one file for whoever helps: no key, no token, nobody's usage"
+        )
     )
     explain = command("explain", _explain, "who a container is, who pays for it and why")
     explain.add_argument("container", help="id, the beginning of one, a name, or a part of the cgroup path")
@@ -174,6 +179,12 @@ def _doctor(args: argparse.Namespace) -> int:
         else:
             print(f"{finding.level.upper():8} {finding.check:10} {finding.text}")
     return 1 if failed else 0
+
+
+def _support_bundle(args: argparse.Namespace) -> int:
+    from agent.support import make
+
+    return write_bundle(args, "weighbridge-agent", make)
 
 
 def _explain(args: argparse.Namespace) -> int:

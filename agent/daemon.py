@@ -93,9 +93,9 @@ class Daemon:
             )
             registry.register(self._metrics)
             where = settings.local_port
-            local = LocalPort(where.address, where.port, registry, self._stuck, self._unready)
-            local.start()
-            closing.callback(local.close)
+            self._local = LocalPort(where.address, where.port, registry, self._stuck, self._unready)
+            self._local.start()
+            closing.callback(self._local.close)
             control = ControlSocket(settings.control_socket, self._answer)
             await control.start()
             closing.push_async_callback(control.close)
@@ -110,7 +110,7 @@ class Daemon:
                 spool=self._spool.opened.value,
                 sources=self._loop.plan.signature,
                 unseen=plan.unseen(self._loop.facts, self._loop.plan, self._loop.probes.without),
-                local_port=local.port,
+                local_port=self._local.port,
                 seconds=round(time.time() - self._started, 3),
             )
             await self._until_stopped()
@@ -258,9 +258,10 @@ class Daemon:
             fill = None
             with contextlib.suppress(SpoolError):
                 fill = await asyncio.to_thread(self._spool.fill)
-            return report.status(
+            about = report.status(
                 self._identity, self._spool, fill, self._loop, self._shipper.state, self._unready()
             )
+            return {**about, "local_port": self._local.port}
         if self._metering_since is None:
             return {"error": f"not metering yet: {'; '.join(self._unready().values())}"}
         if command == "top":

@@ -21,6 +21,7 @@ from agent.read.cgroupfs import CgroupReader
 from agent.read.probes.pins import State
 from agent.read.probes.reader import Probes
 from agent.ship import export
+from agent.ship.enrol import FILE_NAME as IDENTITY_FILE
 from agent.ship.enrol import Identity
 from agent.ship.spool_file import FILE_NAME
 from wire.daemon.control import ControlError, ask
@@ -128,6 +129,7 @@ def _state(settings: Settings) -> Iterator[Finding]:
         f"{directory}: {free / 2**30:.1f} GiB free"
         + ("" if free >= wanted else "; less than `spool.max_bytes`: free some, or lower it"),
     )
+    yield from _strangers(directory)
     if not (directory / FILE_NAME).exists():
         return
     try:
@@ -148,6 +150,16 @@ def _state(settings: Settings) -> Iterator[Finding]:
             "spool",
             f"{len(aside)} damaged spools set aside ({aside[-1]}): check the disk, then move them away",
         )
+
+
+def _strangers(directory: Path) -> Iterator[Finding]:
+    """Files of another user than the directory's, which is the daemon's: root sees no difference, the daemon does."""
+    owner = directory.stat().st_uid
+    for name in (IDENTITY_FILE, FILE_NAME):
+        path = directory / name
+        if path.exists() and (uid := path.stat().st_uid) != owner:
+            fix = f"chown --reference={directory} {path}"
+            yield Finding("failed", "state", f"{path} belongs to user {uid}, its directory to {owner}: {fix}")
 
 
 def _certificate(identity: Identity) -> Finding:

@@ -22,7 +22,7 @@ from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from collector.webhook import read_secret
 from wire.daemon import journal
-from wire.daemon.command_line import run_command
+from wire.daemon.command_line import add_bundle_arguments, run_command, write_bundle
 from wire.daemon.control import ask
 
 
@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     import_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
     audit_commands.add_commands(commands, audit_of)
+    bundle = commands.add_parser(
+        "support-bundle", help="one file for whoever helps: no key, no token, nobody's usage"
+    )
+    bundle.set_defaults(handler=_support_bundle)
+    add_bundle_arguments(bundle)
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
@@ -98,6 +103,12 @@ def _check_config(args: argparse.Namespace) -> int:
         print(f"{finding.verdict:8} {finding.what}: {finding.text}")
         sound = sound and finding.verdict != "failed"
     return 0 if sound else 1
+
+
+def _support_bundle(args: argparse.Namespace) -> int:
+    from collector.support import make
+
+    return write_bundle(args, "weighbridge-collector", make)
 
 
 def _control_socket(args: argparse.Namespace) -> Path:

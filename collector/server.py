@@ -19,7 +19,7 @@ import grpc.aio
 from collector import gauges
 from collector.admission_answers import AdmissionAnswers
 from collector.audit import Audit
-from collector.config import Settings, read, split_address
+from collector.config import ENDPOINTS_FILE, Settings, read, split_address
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
@@ -56,7 +56,6 @@ CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
 OVERRIDES_FILE = "plans.json"
-ENDPOINTS_FILE = "endpoints.json"
 
 log = journal.Journal("collector.server")
 

@@ -17,6 +17,9 @@ from wire.delimited import delimit, delimited
 from wire.identity import digest
 from wire.v1 import usage_pb2 as pb
 
+MAX_GROUPS = 1_000
+"""Of a summary: epochs times tenants."""
+
 
 class Verdict(msgspec.Struct):
     """What `spool verify` found. `sound` sums it up."""
@@ -71,6 +74,23 @@ def verify(directory: Path) -> Verdict:
     with closing(_read_only(directory)) as db:
         verdict.quarantined = int(db.execute("SELECT count(*) FROM quarantine").fetchone()[0])
     return verdict
+
+
+def summary(directory: Path) -> dict[str, list[dict[str, object]]]:
+    """What waits, by epoch and tenant, and what is in quarantine, by reason: numbers and bounds, no usage."""
+    groups = {
+        "batches": "SELECT epoch, tenant, count(*) AS batches, min(seq) AS first_seq, max(seq) AS last_seq,"
+        " sum(length(body)) AS bytes, min(interval_end_unix_ns) AS first_end_unix_ns,"
+        " max(interval_end_unix_ns) AS last_end_unix_ns FROM batch GROUP BY epoch, tenant",
+        "quarantine": "SELECT epoch, reason, count(*) AS batches, min(seq) AS first_seq, max(seq) AS last_seq"
+        " FROM quarantine GROUP BY epoch, reason",
+    }
+    with closing(_read_only(directory)) as db:
+        db.row_factory = sqlite3.Row
+        return {
+            name: [dict(row) for row in db.execute(f"{query} LIMIT {MAX_GROUPS}")]
+            for name, query in groups.items()
+        }
 
 
 def export(directory: Path, out: BinaryIO) -> int:

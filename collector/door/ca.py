@@ -35,7 +35,7 @@ SERVER_LIFE = timedelta(days=90)
 BACKDATE = timedelta(minutes=5)
 """Agents' clocks may be a little behind."""
 MAX_CSR_BYTES = 8_192
-CA_FILE, SERVER_FILE = "ca.crt", "server.pem"
+CA_FILE, CA_KEY_FILE, SERVER_FILE = "ca.crt", "ca.key", "server.pem"
 
 log = Journal("collector.ca")
 
@@ -51,7 +51,7 @@ class CertificateAuthority:
         self._witness = witness
         try:
             self.ca_pem = (directory / CA_FILE).read_bytes()
-            key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
+            key = serialization.load_pem_private_key((directory / CA_KEY_FILE).read_bytes(), None)
         except FileNotFoundError:
             raise CollectorError(
                 f"no CA in {directory}: make one with `weighbridge-collector ca init --domain DOMAIN --host NAME`"
@@ -73,7 +73,7 @@ class CertificateAuthority:
         cls, directory: Path, trust_domain: str, hosts: Sequence[str], witness: Witness = unseen
     ) -> CertificateAuthority:
         """Make a root and the collector's first certificate."""
-        if (directory / "ca.key").exists() or (directory / CA_FILE).exists():
+        if (directory / CA_KEY_FILE).exists() or (directory / CA_FILE).exists():
             raise CollectorError(
                 f"{directory} has a CA already; it is never overwritten. Name another directory"
             )
@@ -106,7 +106,7 @@ class CertificateAuthority:
         )
         witness("ca_made", domain=trust_domain, serial=f"{certificate.serial_number:x}")
         # The key first: a crash in between leaves a key without certificate, which `init` reports.
-        replace_durably(directory / "ca.key", _key_pem(key))
+        replace_durably(directory / CA_KEY_FILE, _key_pem(key))
         replace_durably(directory / CA_FILE, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         authority = cls(directory, witness)
         authority.issue_server(hosts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -89,6 +90,25 @@ def test_status_doctor_and_readiness_agree_that_all_is_well(running: Site) -> No
     findings = [json.loads(line) for line in doctor.splitlines()]
     assert {f["level"] for f in findings} <= {"ok", "warning"}
     assert {"cgroups", "clock", "state", "identity", "collector", "daemon"} <= {f["check"] for f in findings}
+
+
+@pytest.mark.root
+def test_what_root_made_for_the_daemon_is_the_daemons_and_what_is_not_doctor_names(
+    site: Site, tmp_path: Path
+) -> None:
+    somebody = 4711
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, somebody, somebody)
+    site.prepare(agent={"state_dir": str(state)})
+    site.start_collector()
+    site.enroll()
+    assert (state / "identity.json").stat().st_uid == somebody
+    assert "belongs to user" not in site.command("agent", "doctor", check=False).stdout
+    os.chown(state / "identity.json", 0, 0)
+    said = site.command("agent", "doctor", check=False)
+    assert said.returncode == 1
+    assert f"identity.json belongs to user 0, its directory to {somebody}: chown --reference" in said.stdout
 
 
 def test_metrics_are_clean_for_promtool_and_bounded(running: Site) -> None:

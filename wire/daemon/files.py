@@ -9,12 +9,16 @@ from pathlib import Path
 
 def replace_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write beside it, sync, rename, sync the directory: a reader finds the old bytes or the new, never a part.
-    OSError leaves the old file as it was.
+    OSError leaves the old file as it was. What root writes in somebody's directory is that somebody's: a daemon must be
+    able to read what an administrator made for it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "wb") as file:
+            owner = path.parent.stat()
+            if os.geteuid() == 0 and owner.st_uid != 0:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -56,9 +56,14 @@ def load(path: Path, into: type[T]) -> T:
     """The settings of a file and its drop-ins. SettingsError when any of them cannot be used."""
     places: dict[_Path, _Place] = {}
     merged: dict[str, Any] = {}
-    for file in (path, *sorted((path.parent / f"{path.stem}.d").glob("*.yaml"))):
+    for file in files_of(path):
         _merge(merged, _read(file, places))
     return convert(merged, into, places, str(path))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """A settings file and its drop-ins, in the order in which they are laid over one another."""
+    return path, *sorted((path.parent / f"{path.stem}.d").glob("*.yaml"))
 
 
 def convert(raw: Mapping[str, Any], into: type[T], places: Mapping[_Path, _Place], origin: str) -> T:
