@@ -27,6 +27,7 @@ from tests.operators.prometheus import Prometheus, grouping_labels, selectors
 from tests.operators.rules import DASHBOARDS, alerts
 from tests.waiting import until
 from wire.identity import new_agent_id
+from wire.statuses import REASONS, REJECTIONS, label, meter_code
 from wire.tls import client_credentials
 from wire.v1 import ingest_pb2, usage_pb2
 
@@ -154,9 +155,9 @@ def test_every_panel_has_something_to_show(watched: Prometheus) -> None:
     for where, expression, legend in queries():
         found = watched.query(expression)
         assert found, f"{where}: nothing for {expression}"
-        for label in re.findall(r"{{(\w+)}}", legend):
-            assert all(label in one["metric"] for one in found), (
-                f"{where}: no {label} in {found[0]['metric']}"
+        for wanted in re.findall(r"{{(\w+)}}", legend):
+            assert all(wanted in one["metric"] for one in found), (
+                f"{where}: no {wanted} in {found[0]['metric']}"
             )
 
 
@@ -168,6 +169,19 @@ def test_every_variable_of_a_dashboard_has_values_to_choose_from(watched: Promet
                 assert match is not None
                 assert all(match[2] in one for one in watched.series(match[1])), name
                 assert watched.series(match[1]), name
+
+
+def test_every_reason_is_counted_from_zero_so_that_an_increase_sees_the_first(watched: Prometheus) -> None:
+    def values(name: str, of: str) -> set[str]:
+        return {one[of] for one in watched.series(name)}
+
+    with_code = {label(reason) for reason in REASONS if meter_code(reason) is not None}
+    assert with_code <= values("weighbridge_collector_refusals_total", "reason")
+    assert {label(reason) for reason in REJECTIONS} <= values("weighbridge_agent_rejected_total", "reason")
+    gaps = {
+        name.removeprefix("GAP_REASON_").lower() for name, number in usage_pb2.GapReason.items() if number
+    }
+    assert gaps <= values("weighbridge_collector_gaps_total", "reason")
 
 
 def test_every_rule_is_evaluated_and_what_fires_says_where(watched: Prometheus) -> None:
