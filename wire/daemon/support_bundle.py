@@ -54,7 +54,7 @@ def write(file: Path, parts: Iterable[Part], scrubber: Scrubber) -> list[str]:
     try:
         with os.fdopen(descriptor, "wb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as tar:
             for name, make in parts:
-                _add(tar, f"{file.name.partition('.')[0]}/{name}", scrubber.text(_made(make)))
+                _add(tar, f"{file.name.removesuffix('.tar.gz')}/{name}", scrubber.text(_made(make)))
                 names.append(name)
     except BaseException as error:
         with contextlib.suppress(OSError):
