@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from agent.ship import export
 from agent.ship.enrol import FILE_NAME
 from wire.daemon import support_bundle
 from wire.daemon.control import ask
-from wire.daemon.redaction import Scrubber, hidden, scalars, secrets_in_environment, secrets_in_file, shown
-from wire.daemon.settings import SettingsError, files_of
+from wire.daemon.redaction import Scrubber, secrets_in_file, settings_and_secrets, shown
 from wire.daemon.support_bundle import Part, as_json
 
 UNITS = ("weighbridge-agent.service", "weighbridge-probes.service")
@@ -41,16 +39,11 @@ KERNEL_FILES = (
 
 def make(output: Path, settings_file: Path | None, journal_file: Path | None) -> list[str]:
     """Write the bundle; returns the names in it."""
-    trouble = ""
-    known = list(secrets_in_environment(os.environ))
-    try:
-        settings = config.read(settings_file)
-    except SettingsError as error:
-        settings, trouble = Settings(), str(error)
-        known += scalars(files_of(settings_file or config.DEFAULT_FILE))
-    known += hidden(settings, HARMLESS)
-    known += _key_material(settings)
-    return support_bundle.write(output, _parts(settings, trouble, journal_file), Scrubber(known))
+    settings, trouble, secrets = settings_and_secrets(
+        config.read, settings_file, config.DEFAULT_FILE, Settings(), HARMLESS
+    )
+    secrets += _key_material(settings)
+    return support_bundle.write(output, _parts(settings, trouble, journal_file), Scrubber(secrets))
 
 
 def _key_material(settings: Settings) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from collector.config import Settings
 from collector.door.ca import CA_KEY_FILE, SERVER_FILE
 from wire.daemon import support_bundle
 from wire.daemon.control import ask
-from wire.daemon.redaction import Scrubber, hidden, scalars, secrets_in_environment, secrets_in_file, shown
-from wire.daemon.settings import SettingsError, files_of
+from wire.daemon.redaction import Scrubber, secrets_in_file, settings_and_secrets, shown
 from wire.daemon.support_bundle import Part, as_json
 
 UNITS = ("weighbridge-collector.service",)
@@ -36,17 +34,12 @@ USAGE = tuple(f"weighbridge_collector_tenant_{what}" for what in ("batches", "ro
 
 def make(output: Path, settings_file: Path | None, journal_file: Path | None) -> list[str]:
     """Write the bundle; returns the names in it."""
-    trouble = ""
-    known = list(secrets_in_environment(os.environ))
-    try:
-        settings = config.read(settings_file)
-    except SettingsError as error:
-        settings, trouble = Settings(), str(error)
-        known += scalars(files_of(settings_file or config.DEFAULT_FILE))
-    known += hidden(settings, HARMLESS)
+    settings, trouble, secrets = settings_and_secrets(
+        config.read, settings_file, config.DEFAULT_FILE, Settings(), HARMLESS
+    )
     for file in _secret_files(settings):
-        known += secrets_in_file(file)
-    return support_bundle.write(output, _parts(settings, trouble, journal_file), Scrubber(known))
+        secrets += secrets_in_file(file)
+    return support_bundle.write(output, _parts(settings, trouble, journal_file), Scrubber(secrets))
 
 
 def _secret_files(settings: Settings) -> Iterator[Path | None]:

@@ -12,14 +12,18 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 import yaml
+
+from wire.daemon.settings import SettingsError, files_of
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 HIDDEN = "[hidden]"
 LEAST_CHARACTERS = 6
@@ -38,6 +42,23 @@ _PATTERNS = (
         re.IGNORECASE,
     ),
 )
+
+
+def settings_and_secrets(
+    read: Callable[[Path | None], T],
+    file: Path | None,
+    default_file: Path,
+    defaults: T,
+    harmless: Collection[str],
+) -> tuple[T, str, list[str]]:
+    """The settings, or the defaults and why they cannot be used; and the secrets that they and the environment hold."""
+    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    try:
+        settings, trouble = read(file), ""
+    except SettingsError as error:
+        settings, trouble = defaults, str(error)
+        secrets += scalars(files_of(file or default_file))
+    return settings, trouble, [*secrets, *hidden(settings, harmless)]
 
 
 def shown(settings: msgspec.Struct, harmless: Collection[str], endpoints: Collection[str]) -> dict[str, Any]:
@@ -120,12 +141,6 @@ def scalars(files: Iterable[Path]) -> Iterator[str]:
                 if value and not isinstance(before, yaml.KeyToken) and not os.path.exists(value):
                     yield value
                 before = token
-
-
-def secrets_in_environment(environment: Mapping[str, str]) -> Iterator[str]:
-    for name, value in environment.items():
-        if _SECRET_NAME.search(name):
-            yield value
 
 
 def secrets_in_file(path: Path | None) -> Iterator[str]:
