@@ -13,8 +13,9 @@ from agent import __version__, config
 from agent.errors import AgentError
 from agent.meter.owners import OwnersSettings
 from wire.daemon import journal
-from wire.daemon.command_line import add_bundle_arguments, run_command, write_bundle
+from wire.daemon.command_line import run_command
 from wire.daemon.control import ask
+from wire.daemon.support_command import add_bundle_arguments, write_bundle
 
 
 def main() -> int:

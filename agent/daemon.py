@@ -258,10 +258,15 @@ class Daemon:
             fill = None
             with contextlib.suppress(SpoolError):
                 fill = await asyncio.to_thread(self._spool.fill)
-            about = report.status(
-                self._identity, self._spool, fill, self._loop, self._shipper.state, self._unready()
+            return report.status(
+                self._identity,
+                self._spool,
+                fill,
+                self._loop,
+                self._shipper.state,
+                self._unready(),
+                self._local.port,
             )
-            return {**about, "local_port": self._local.port}
         if self._metering_since is None:
             return {"error": f"not metering yet: {'; '.join(self._unready().values())}"}
         if command == "top":

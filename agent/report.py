@@ -31,6 +31,7 @@ def status(
     loop: MeterLoop,
     shipper: ShipperState,
     unready: dict[str, str],
+    local_port: int,
 ) -> dict[str, Any]:
     """How the agent is. `fill` is None while there is no usable spool."""
     state = loop.state
@@ -40,6 +41,7 @@ def status(
         "agent_id": identity.agent_id,
         "certificate_expires_in_seconds": int(identity.not_after - now),
         "ready": unready,
+        "local_port": local_port,
         "epoch": spool.epoch,
         "next_seq": spool.next_seq,
         "units": state.units,

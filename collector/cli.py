@@ -22,8 +22,9 @@ from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from collector.webhook import read_secret
 from wire.daemon import journal
-from wire.daemon.command_line import add_bundle_arguments, run_command, write_bundle
+from wire.daemon.command_line import run_command
 from wire.daemon.control import ask
+from wire.daemon.support_command import add_bundle_arguments, write_bundle
 
 
 def main() -> int:
@@ -58,14 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     import_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
     audit_commands.add_commands(commands, audit_of)
+    status = commands.add_parser("status", help="ask the running collector how it is")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(handler=_status)
     bundle = commands.add_parser(
         "support-bundle", help="one file for whoever helps: no key, no token, nobody's usage"
     )
     bundle.set_defaults(handler=_support_bundle)
     add_bundle_arguments(bundle)
-    status = commands.add_parser("status", help="ask the running collector how it is")
-    status.add_argument("--json", action="store_true")
-    status.set_defaults(handler=_status)
     return parser
 
 

@@ -15,8 +15,6 @@ from wire.limits import MAX_BATCH_BYTES
 
 DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
-ENDPOINTS_FILE = "endpoints.json"
-"""In the state directory: the ports of the running collector."""
 
 D = msgspec.Meta
 

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from collector.state.redis import Settler
 
 
-def of_certificates(settings: Settings) -> Iterator[Gauge]:
-    """Without a series for what cannot be read."""
-    for name, until in expiries(settings):
-        text = f"Unix time at which the certificate of the {name} ends."
-        yield f"{name}_certificate_expiry_timestamp_seconds", text, until.timestamp()
-
-
 def of_log(log: DurableLog, streams: int) -> Iterator[Gauge]:
     yield "streams", "Streams known: one per agent and epoch.", streams
     yield "log_end_bytes", "Length of the durable log since its beginning.", log.end
@@ -75,3 +68,10 @@ def of_webhook(sender: WebhookSender | None, notices: Notices) -> Iterator[Gauge
     yield "webhook_lost_notices", lost, notices.not_fitted + (sender.given_up if sender else 0)
     failures = "Attempts to tell the webhook that failed, since the start."
     yield "webhook_failures", failures, sender.failures if sender else 0
+
+
+def of_certificates(settings: Settings) -> Iterator[Gauge]:
+    """Without a series for what cannot be read."""
+    for name, until in expiries(settings):
+        text = f"Unix time at which the certificate of the {name} ends."
+        yield f"{name}_certificate_expiry_timestamp_seconds", text, until.timestamp()

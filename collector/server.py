@@ -19,7 +19,7 @@ import grpc.aio
 from collector import gauges
 from collector.admission_answers import AdmissionAnswers
 from collector.audit import Audit
-from collector.config import ENDPOINTS_FILE, Settings, read, split_address
+from collector.config import Settings, read, split_address
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
@@ -56,6 +56,7 @@ CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
 OVERRIDES_FILE = "plans.json"
+ENDPOINTS_FILE = "endpoints.json"
 
 log = journal.Journal("collector.server")
 
@@ -229,12 +230,12 @@ class Server:
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
     def _gauges(self) -> Iterator[Gauge]:
-        yield from gauges.of_certificates(self._settings)
         yield from gauges.of_log(self._log, len(self._streams))
         yield from gauges.of_admission(self._admission, len(self._plans.overrides))
         yield from gauges.of_shared_buckets(self._settler, self._admission)
         yield from gauges.of_kafka(self._publisher, self._receipts)
         yield from gauges.of_webhook(self._webhook, self._pipeline.notices)
+        yield from gauges.of_certificates(self._settings)
         yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
 
     def _queues(self) -> list[View]:

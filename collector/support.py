@@ -10,6 +10,7 @@ from typing import Any
 from collector import __version__, config, online
 from collector.config import Settings
 from collector.door.ca import CA_KEY_FILE, SERVER_FILE
+from collector.server import ENDPOINTS_FILE
 from wire.daemon import support_bundle
 from wire.daemon.control import ask
 from wire.daemon.redaction import Scrubber, secrets_in_file, settings_and_secrets, shown
@@ -65,7 +66,7 @@ def _parts(settings: Settings, trouble: str, journal_file: Path | None) -> Itera
         return [{k: v for k, v in plan.items() if k != "balance"} for plan in asked("plans")["tenants"]]
 
     def page(path: str) -> str:
-        endpoints = settings.state_dir / config.ENDPOINTS_FILE
+        endpoints = settings.state_dir / ENDPOINTS_FILE
         port = where.port or int(json.loads(endpoints.read_bytes())["local"])
         return support_bundle.page(where.address, port, path)
 

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from bench.fleet import key_and_request
-from collector.cli import main
 from collector.door.authenticate import Authenticator, NotAuthenticated
 from collector.door.ca import CertificateAuthority, CsrRefused
 from collector.door.registry import Registry, TokenRefused
@@ -167,23 +166,3 @@ def test_the_collectors_certificate_is_renewed_at_half_life(
     after = authority.server_pair()
     assert after != before
     assert authority.server_hosts() == ["collector.example.org", "127.0.0.1"]
-
-
-def test_whoever_only_checks_does_not_renew(
-    authority: CertificateAuthority,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # As root it would leave a key that the collector's user cannot read.
-    old = (tmp_path / "ca" / "server.pem").read_bytes()
-    settings = tmp_path / "collector.yaml"
-    settings.write_text(f"state_dir: {tmp_path}\n")
-    monkeypatch.setattr("collector.door.ca.SERVER_LIFE", timedelta(seconds=60))
-    monkeypatch.setattr(
-        "sys.argv", ["weighbridge-collector", "--config", str(settings), "check-config", "--online"]
-    )
-    assert main() == 0
-    assert "certificate: good until" in capsys.readouterr().out
-    assert (tmp_path / "ca" / "server.pem").read_bytes() == old
-    assert authority.server_pair()[1] not in old, "it is due"
