@@ -1,8 +1,9 @@
 """`./dev bench outage`: the brokers are away for 20 minutes at rated load, in less time with as much waiting.
 
-Rated are 1,000 hosts with a batch of 10 rows in 10 seconds. What they would make in 20 minutes, 120,000 batches, they make here in
-`--seconds`; the agents keep it in their spools, as agents do. A real broker (one node) is killed and started again.
+Rated are 1,000 hosts with a batch of 10 rows in 10 seconds. What they would make in 20 minutes, 120,000 batches, is made here
+in `--seconds`, and kept in the agents' spools. A real broker (one node) is killed and started again.
 
+outage_seconds        how long nobody took anything
 lost                  batches that were made and are not in the topic, byte for byte
 repeated              records of the topic beyond one a batch; the ledger keeps one
 in_order              whether each stream's batches stand in the topic in their order
@@ -50,6 +51,8 @@ ITEMS = 100
 IN_FLIGHT_MIB, SPARE_MIB = 8, 48
 TOPIC = "usage-metering"
 UNDISTURBED_SECONDS = 3.0
+BROKER_START_SECONDS = 300.0
+"""After a kill it verifies what it has, and the machine is the agents' too."""
 LONGEST_DRAIN_SECONDS = 1_800.0
 
 
@@ -105,10 +108,12 @@ async def _measure(site: Site, broker: KafkaBroker, seconds: float, batches: int
             tasks.create_task(agent.ship())
         await asyncio.sleep(UNDISTURBED_SECONDS)
         await asyncio.to_thread(broker.kill)
-        await asyncio.sleep(seconds)
+        gone = time.monotonic()
         for agent in agents:
-            agent.metering = False
-        await asyncio.to_thread(broker.start)
+            agent.most = len(agent.digests) + batches // AGENTS
+        while any(agent.metering for agent in agents):
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(broker.start, BROKER_START_SECONDS)
         waiting, back = sum(len(agent.spool) for agent in agents), time.monotonic()
         while any(agent.spool for agent in agents):
             assert time.monotonic() < back + LONGEST_DRAIN_SECONDS, site.journal("collector")[-2_000:]
@@ -117,7 +122,8 @@ async def _measure(site: Site, broker: KafkaBroker, seconds: float, batches: int
     peak = _most_rss_mib(pid)
     assert site.stop("collector") == 0
     return {
-        "made": sum(len(agent.digests) for agent in agents),
+        "made_batches": sum(len(agent.digests) for agent in agents),
+        "outage_seconds": round(back - gone, 1),
         **await asyncio.to_thread(_compare, broker, agents),
         "rss_peak_mib": round(peak, 1),
         "rss_limit_mib": round(idle + 2 * IN_FLIGHT_MIB + SPARE_MIB, 1),
@@ -161,12 +167,17 @@ class SpoolingAgent:
         self.spool: deque[pb.Item] = deque()
         self.digests: list[bytes] = []
         """Of each batch made, by seq - 1."""
-        self.metering = True
+        self.most = sys.maxsize
+        """Batches it makes in all."""
+
+    @property
+    def metering(self) -> bool:
+        return len(self.digests) < self.most
 
     async def meter(self, per_second: float) -> None:
         begun = time.monotonic()
         while self.metering:
-            due = int((time.monotonic() - begun) * per_second)
+            due = min(self.most, int((time.monotonic() - begun) * per_second))
             while len(self.digests) < due:
                 item = self._stream.next()
                 self.digests.append(item.digest)
