@@ -77,8 +77,8 @@ class KafkaBroker:
         self.ca_file = directory / "ca.pem"
         """Who signed the broker's certificate."""
 
-    def start(self, seconds: float = 60.0) -> None:
-        """Start and wait until it takes connections."""
+    def start(self, seconds: float = 240.0) -> None:
+        """Start and wait until it takes connections; after a kill it verifies what it has first."""
         assert self.process is None
         settings = self.directory / "server.properties"
         if not settings.exists():

@@ -14,6 +14,15 @@
 
 #define ROOT_ID 1
 
+/* The flush of a cgroup and all below it has another name BEFORE_6_16. */
+#ifdef BEFORE_6_16
+extern void cgroup_rstat_flush(struct cgroup *cgroup) __ksym;
+#define FLUSH(cgroup) cgroup_rstat_flush(cgroup)
+#else
+extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym;
+#define FLUSH(cgroup) css_rstat_flush(&(cgroup)->self)
+#endif
+
 OVERFLOW_MAP;
 
 struct {

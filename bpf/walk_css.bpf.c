@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * WB_WALK_CSS: an RCU walk of the css tree, "bpf: Introduce css open-coded iterator kfuncs" (6.7). It holds no lock that the
- * start of a container waits for. Compiled twice: the flush has another name BEFORE_6_16.
+ * start of a container waits for. Compiled twice, see FLUSH.
  */
 #include "walk.bpf.h"
 
@@ -20,14 +20,6 @@ extern struct cgroup_subsys_state *bpf_iter_css_next(struct bpf_iter_css *it) __
 extern void bpf_iter_css_destroy(struct bpf_iter_css *it) __ksym;
 extern void bpf_rcu_read_lock(void) __ksym;
 extern void bpf_rcu_read_unlock(void) __ksym;
-
-#ifdef BEFORE_6_16
-extern void cgroup_rstat_flush(struct cgroup *cgroup) __ksym;
-#define FLUSH(cgroup) cgroup_rstat_flush(cgroup)
-#else
-extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym;
-#define FLUSH(cgroup) css_rstat_flush(&(cgroup)->self)
-#endif
 
 /*
  * The iterator is over the tasks of the host, and the walk is made at the first of them: a reader of one byte is answered then and the

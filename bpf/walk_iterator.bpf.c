@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * WB_WALK_CGROUP_ITERATOR: "bpf: Introduce cgroup iter" (6.1). It holds cgroup_mutex for the walk. Compiled twice: the flush has another name
- * BEFORE_6_16.
+ * WB_WALK_CGROUP_ITERATOR: "bpf: Introduce cgroup iter" (6.1). It holds cgroup_mutex for the walk.
+ * Compiled twice, see FLUSH.
  */
 #include "walk.bpf.h"
 
@@ -11,14 +11,6 @@ struct cgroup_context {
 	struct seq_meta *meta;
 	struct cgroup *cgroup; /* NULL behind the last */
 };
-
-#ifdef BEFORE_6_16
-extern void cgroup_rstat_flush(struct cgroup *cgroup) __ksym;
-#define FLUSH(cgroup) cgroup_rstat_flush(cgroup)
-#else
-extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym;
-#define FLUSH(cgroup) css_rstat_flush(&(cgroup)->self)
-#endif
 
 SEC("iter.s/cgroup")
 int walk(struct cgroup_context *context)

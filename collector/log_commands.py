@@ -289,7 +289,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     }
     if record.note and record.kind not in (Kind.PARKED, Kind.RELEASED):
         reason, _, detail = record.note.decode(errors="replace").partition(" ")
-        out |= {"reason": reason, "field": _field(reason, detail), "detail": detail}
+        out |= {"reason": reason, "field": field_of(reason, detail), "detail": detail}
     try:
         batch = pb.UsageBatch.FromString(record.body)
     except DecodeError:
@@ -321,7 +321,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
     return out
 
 
-def _field(reason: str, detail: str) -> str:
+def field_of(reason: str, detail: str) -> str:
     """The field of the batch that was found wrong; empty where it is no single one."""
     named = _NAMED_FIELD.match(detail)
     return named[1] if named else _FIELD_OF_REASON.get(reason, "")

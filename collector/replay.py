@@ -1,4 +1,4 @@
-"""`usage-replay`: send batches again that were exported, or that a log has, all of them or those of a time.
+"""`usage-replay`: send batches again that were exported, or that a log or Kafka has, all of them or those of a time.
 
 They go to the running collector that `--config` names, by the way of `weighbridge-collector import`. Each has its
 identity from birth, so a collector that has them answers DUPLICATE, and nothing changes behind it.
@@ -38,7 +38,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="usage-replay",
-        description="Sends batches again, from exports or a log, to a running collector; what it has stays as it is.",
+        description="Sends batches again, from exports, a log or Kafka, to a running collector; what it has stays as it is.",
     )
     parser.add_argument(
         "--config", type=Path, help=f"settings of the collector to send to (default {config.DEFAULT_FILE})"
@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         const=Path(),
         metavar="DIRECTORY",
         help="a collector's log, or a copy of one; without a name that of the settings",
+    )
+    parser.add_argument(
+        "--kafka",
+        action="store_true",
+        help="the topics of the settings: what was accepted, parked or rejected",
     )
     parser.add_argument(
         "--from", dest="start", type=_unix_ns, metavar="TIME", help="usage of this time on: 2026-07-01T00:00Z"
@@ -114,10 +119,12 @@ class _Choice(NamedTuple):
 
 def _replay(args: argparse.Namespace) -> int:
     settings = config.read(args.config)
-    if (args.log is None) == (not args.files):
-        raise CollectorError("name FILEs of batches, or --log for a collector's log; one of the two")
-    sources, total_bytes, names = _sources(args, settings)
-    report = Report(Progress(total_bytes))
+    if [args.log is not None, bool(args.files), args.kafka].count(True) != 1:
+        raise CollectorError(
+            "name FILEs of batches, --log for a collector's log, or --kafka; one of the three"
+        )
+    sources, total, names = _sources(args, settings)
+    report = Report(Progress(total))
     choice = _Choice(args.start, args.stop, args.tenant, args.agent_id)
     chosen = (found for found in sources if choice.means(found))
     if args.dry_run:
@@ -138,7 +145,13 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _sources(args: argparse.Namespace, settings: config.Settings) -> tuple[Source, int, list[str]]:
-    """What is read, its size, and its names."""
+    """What is read, its size (in bytes; of Kafka, in records), and its names."""
+    if args.kafka:
+        # Where there is no Kafka its client is not needed.
+        from collector.resend.kafka_range import KafkaRange
+
+        kafka = KafkaRange(settings, args.start)
+        return kafka.batches(), kafka.total, list(kafka.topics)
     if args.log is not None:
         directory = settings.log_directory if args.log == Path() else args.log
         if not directory.is_dir():

@@ -22,7 +22,7 @@ MAX_METADATA_BYTES = 16 << 10
 MAX_TENANT_BYTES = 128
 MAX_PATH_BYTES = 1_024
 MAX_NAME_BYTES = 256
-"""Container id, pod uid, runtime and name."""
+"""Container id, pod uid, runtime and name; host, producer and where its totals were read."""
 MAX_DETAIL_BYTES = 256
 
 MAX_DEVICES_PER_BATCH = 16_384

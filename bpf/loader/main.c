@@ -168,21 +168,8 @@ static int upgrade(struct command_line *line)
 static int networks(const struct command_line *line, const char *file)
 {
 	struct pins pins;
-	int classes, changes, failed;
 
-	if (open_pins(&pins, line->directory, 0))
-		return 1;
-	classes = bpf_obj_get(pin_path(&pins, "classes"));
-	changes = bpf_obj_get(pin_path(&pins, "class_changes"));
-	if (classes < 0 || changes < 0)
-		failed = fail("%s: %s: weighbridge-probes load", pin_path(&pins, "classes"), strerror(errno));
-	else
-		failed = set_networks(classes, changes, file);
-	if (classes >= 0)
-		close(classes);
-	if (changes >= 0)
-		close(changes);
-	return failed;
+	return open_pins(&pins, line->directory, 0) || change_networks(&pins, file);
 }
 
 static int unload(const struct command_line *line)

@@ -107,7 +107,7 @@ static bool wanted(const struct networks *networks, const struct wb_prefix *pref
 	return false;
 }
 
-int set_networks(int classes, int changes, const char *file)
+static int set_networks(int classes, int changes, const char *file)
 {
 	static struct networks networks;
 	unsigned int zero = 0, changed = 0;
@@ -141,19 +141,32 @@ int set_networks(int classes, int changes, const char *file)
 	return 0;
 }
 
-int fill_classes(const struct pins *pins, const char *file)
+enum change { WHERE_EMPTY, ALWAYS };
+
+/* set_networks on what is pinned; `fix` is said where it is not. */
+static int change_pinned(const struct pins *pins, const char *file, enum change when, const char *fix)
 {
 	int classes = bpf_obj_get(pin_path(pins, "classes")), changes = bpf_obj_get(pin_path(pins, "class_changes"));
 	struct wb_prefix any;
 	int failed = 0;
 
 	if (classes < 0 || changes < 0)
-		failed = fail("%s: %s", pin_path(pins, "classes"), strerror(errno));
-	else if (file || bpf_map_get_next_key(classes, NULL, &any))
+		failed = fail("%s: %s%s", pin_path(pins, "classes"), strerror(errno), fix);
+	else if (when == ALWAYS || bpf_map_get_next_key(classes, NULL, &any))
 		failed = set_networks(classes, changes, file);
 	if (classes >= 0)
 		close(classes);
 	if (changes >= 0)
 		close(changes);
 	return failed;
+}
+
+int fill_classes(const struct pins *pins, const char *file)
+{
+	return change_pinned(pins, file, file ? ALWAYS : WHERE_EMPTY, "");
+}
+
+int change_networks(const struct pins *pins, const char *file)
+{
+	return change_pinned(pins, file, ALWAYS, ": weighbridge-probes load");
 }

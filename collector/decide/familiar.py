@@ -25,7 +25,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from wire.identity import DIGEST_BYTES, AgentId
-from wire.limits import MAX_DEVICES_PER_BATCH
+from wire.limits import MAX_DEVICES_PER_BATCH, MAX_NAME_BYTES
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
@@ -208,10 +208,14 @@ def _columns(encoded: bytes, rows: int) -> int | None:
 
 
 def _in_order(behind: pb.UsageBatch, rows: int) -> bool:
-    """Devices and host totals and nothing else, with a value per device, each device of a row."""
+    """Devices and host totals and nothing else, with a value per device, each device of a row, and no odd text."""
     if not _BEHIND_MEASURES.issuperset(field for field, _ in behind.ListFields()):
         return False
-    devices = len(behind.device_row)
-    return all(len(column) == devices for column in _devices_of(behind)) and (
-        devices == 0 or (devices <= MAX_DEVICES_PER_BATCH and max(behind.device_row) < rows)
+    devices, source = len(behind.device_row), behind.host_totals.cpu_source
+    return (
+        len(source) <= MAX_NAME_BYTES
+        and source.isascii()
+        and source.isprintable()
+        and all(len(column) == devices for column in _devices_of(behind))
+        and (devices == 0 or (devices <= MAX_DEVICES_PER_BATCH and max(behind.device_row) < rows))
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -41,6 +42,7 @@ _TEXT_BOUND = {
 }
 _ALWAYS = ("cgroup_id", "cgroup_path", "kind")
 _DEVICE_COLUMNS = tuple(n for n in pb.UsageBatch.DESCRIPTOR.fields_by_name if n.startswith("device_"))
+_counters_of = attrgetter(*(n for n in pb.Opening.DESCRIPTOR.fields_by_name if n != "row"))
 _BYTE_SECONDS = ("memory_byte_seconds", "memory_working_set_byte_seconds")
 _KINDS = frozenset(pb.UnitKind.values()) - {0}
 _LARGE = 1 << 56
@@ -160,7 +162,7 @@ def _header(
     if batch.epoch != epoch or batch.seq != seq:
         return Refusal(
             Reason.REASON_IDENTITY_MISMATCH,
-            f"epoch/seq {batch.epoch}/{batch.seq} inside, {epoch}/{seq} outside",
+            f"seq: epoch and seq are {batch.epoch}/{batch.seq} inside, {epoch}/{seq} outside",
         )
     if not _TENANT.fullmatch(batch.tenant):
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "tenant: not a tenant name")
@@ -175,7 +177,9 @@ def _header(
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cpus: between 1 and 65536")
     if len(batch.previous_digest) != (DIGEST_BYTES if seq > 1 else 0):
         return Refusal(Reason.REASON_CHAIN_BROKEN, "previous_digest: 32 bytes, none for seq 1")
-    return None
+    return _texts("host", [batch.host], MAX_NAME_BYTES) or _texts(
+        "producer", [batch.producer], MAX_NAME_BYTES
+    )
 
 
 def _whose(tenant: str, permitted: frozenset[str] | None, bounds: Bounds) -> Refusal | None:
@@ -204,24 +208,31 @@ def _when(start: int, end: int, duration: int, bounds: Bounds, now: int) -> Refu
 def _table(table: pb.ContainerTable, rows: int) -> Refusal | None:
     """Judge who the rows are about."""
     if rows > MAX_BATCH_ROWS:
-        return Refusal(Reason.REASON_TOO_LARGE, f"{rows} rows, at most {MAX_BATCH_ROWS}")
+        return Refusal(Reason.REASON_TOO_LARGE, f"containers: {rows} rows, at most {MAX_BATCH_ROWS}")
     for field, value in table.ListFields():
         name = field.name
         if len(value) != rows:
             return _shape(f"{name}: {len(value)} values for {rows} rows")
         bound = _TEXT_BOUND.get(name)
         if bound is not None:
-            joined = "".join(value).encode()
-            if len(joined) > bound and max(len(text.encode()) for text in value) > bound:
-                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound} bytes")
-            if len(joined.translate(None, _CONTROL)) != len(joined):
-                return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out")
+            refusal = _texts(name, value, bound)
+            if refusal is not None:
+                return refusal
         elif name == "kind" and not _KINDS.issuperset(value):
             return Refusal(Reason.REASON_OUT_OF_BOUNDS, "kind: a number that is no UnitKind")
         elif name == "cgroup_id" and max(value) > MAX_VALUE:
             return Refusal(Reason.REASON_OUT_OF_BOUNDS, "cgroup_id: no cgroup has this number")
     if rows and not all(getattr(table, name) for name in _ALWAYS):
-        return _shape("cgroup_id, cgroup_path and kind need a value per row")
+        return _shape("containers: cgroup_id, cgroup_path and kind need a value per row")
+    return None
+
+
+def _texts(name: str, texts: Sequence[str], bound_bytes: int) -> Refusal | None:
+    joined = "".join(texts).encode()
+    if len(joined) > bound_bytes and max(len(text.encode()) for text in texts) > bound_bytes:
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: longer than {bound_bytes} bytes")
+    if len(joined.translate(None, _CONTROL)) != len(joined):
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out")
     return None
 
 
@@ -287,9 +298,15 @@ def _side_tables(batch: pb.UsageBatch, rows: int) -> Refusal | None:
         len(batch.openings) > rows or any(opening.row >= rows for opening in batch.openings)
     ):
         return _shape("openings: more than rows, or of a row that is not there")
+    totals = batch.host_totals
+    if any(max(_counters_of(opening)) > MAX_VALUE for opening in batch.openings):
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "openings: a counter that is negative or impossible")
+    if max(totals.cpu_usage_ns, totals.cpu_deficit_ns) > MAX_VALUE:
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "host_totals: a counter that is negative or impossible")
     if len(batch.gaps) > MAX_GAPS_PER_BATCH:
         return Refusal(Reason.REASON_TOO_LARGE, f"gaps: {len(batch.gaps)}, at most {MAX_GAPS_PER_BATCH}")
-    for gap in batch.gaps:
-        if len(gap.detail) > MAX_DETAIL_BYTES or gap.start_unix_ns > gap.end_unix_ns:
-            return Refusal(Reason.REASON_OUT_OF_BOUNDS, "gaps: start <= end and a short detail are needed")
-    return None
+    if any(gap.start_unix_ns > gap.end_unix_ns for gap in batch.gaps):
+        return Refusal(Reason.REASON_OUT_OF_BOUNDS, "gaps: start <= end is needed")
+    return _texts("gaps", [gap.detail for gap in batch.gaps], MAX_DETAIL_BYTES) or _texts(
+        "host_totals", [totals.cpu_source], MAX_NAME_BYTES
+    )

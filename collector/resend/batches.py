@@ -14,7 +14,7 @@ class Found(NamedTuple):
     place: str
     """For people: which file, and where in it."""
     end: int
-    """Bytes of the source that have been read with it."""
+    """How much of the source has been read with it, in bytes; of Kafka, in records."""
     identity: BatchId | None
     tenant: str
     interval_start_unix_ns: int

@@ -114,6 +114,18 @@ def described(place: str, end: int, batch: pb.UsageBatch, body: bytes) -> Found:
     )
 
 
+def of_identity(place: str, end: int, identity: BatchId, body: bytes) -> Found:
+    """A batch that a collector kept under this identity, also one it rejected for having no other like it inside."""
+    try:
+        found = described(place, end, pb.UsageBatch.FromString(body), body)
+    except DecodeError:
+        found = unreadable(place, end, "")
+    if found.identity == identity:
+        return found
+    # Rejected for this very reason. Its number in the stream was used up with these bytes.
+    return Found(place, end, identity, "", 0, 0, 0, body, "")
+
+
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """(offset, end, line); of a line over the bound only its beginning."""
     offset = 0

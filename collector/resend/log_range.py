@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-
 from collector.handoff.log import Damage, Kind, scan, segments
-from collector.resend.batches import Found, Source, unreadable
-from collector.resend.files import described
+from collector.resend.batches import Source, unreadable
+from collector.resend.files import of_identity
 from wire.identity import BatchId
-from wire.v1 import usage_pb2 as pb
 
 _BROUGHT = frozenset((Kind.ACCEPTED, Kind.PARKED, Kind.REJECTED))
 
@@ -36,12 +33,4 @@ def log_batches(directory: Path, end: int) -> Source:
             continue
         place = f"{directory} at offset {record.offset}"
         identity = BatchId(record.agent_id, record.epoch, record.seq)
-        try:
-            found = described(place, record.end, pb.UsageBatch.FromString(record.body), record.body)
-        except DecodeError:
-            found = unreadable(place, record.end, "")
-        if not found.trouble and found.identity == identity:
-            yield found
-        else:
-            # Rejected for this very reason. Its number in the stream was used up with these bytes.
-            yield Found(place, record.end, identity, "", 0, 0, 0, record.body, "")
+        yield of_identity(place, record.end, identity, record.body)

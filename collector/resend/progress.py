@@ -11,18 +11,18 @@ _EVERY_SECONDS = 0.1
 
 
 class Progress:
-    def __init__(self, total_bytes: int, stream: TextIO | None = None) -> None:
-        self._total = max(1, total_bytes)
+    def __init__(self, total: int, stream: TextIO | None = None) -> None:
+        self._total = max(1, total)
         self._stream = stream or sys.stderr
         self._shown = self._stream.isatty()
         self._begun = self._last = time.monotonic()
 
-    def at(self, done_bytes: int, batches: int) -> None:
-        """So many bytes of the source and batches of it are done."""
+    def at(self, done: int, batches: int) -> None:
+        """So much of the source (in the unit of its total) and so many batches of it are done."""
         now = time.monotonic()
         if self._shown and now - self._last >= _EVERY_SECONDS:
             self._last = now
-            self._draw(done_bytes, batches, now)
+            self._draw(done, batches, now)
 
     def aside(self) -> None:
         """Clear the line, so that something else can be written."""
@@ -30,8 +30,8 @@ class Progress:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
-    def _draw(self, done_bytes: int, batches: int, now: float) -> None:
-        share = min(1.0, done_bytes / self._total)
+    def _draw(self, done: int, batches: int, now: float) -> None:
+        share = min(1.0, done / self._total)
         bar = ("#" * round(share * _WIDTH)).ljust(_WIDTH, "-")
         seconds = max(now - self._begun, 1e-3)
         left = f"{seconds / share - seconds:.0f} s left" if share > 0 else ""

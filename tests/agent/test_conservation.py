@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.meter import usage
-from agent.meter.model import Reading
+from agent.meter.model import Reading, Snapshot
 from tests.agent.readings import CADENCE, SECOND, WALL, reading, root, snapshot
 from tests.agent.test_usage import CPU, MEMORY, begin, deficit, persisted, row, step
 
@@ -69,6 +69,51 @@ class _Host:
     def root_counter(self) -> int:
         return self.root_own + self.dead + sum(self.own.values())
 
+    def live(self, moment: dict[str, object]) -> None:
+        """Ten seconds: perhaps a reboot, then some end, some are born, and everybody uses what they use."""
+        if moment["reboot"]:
+            self.boot += 1
+            self.own.clear()
+            self.ids.clear()
+            self.root_own = self.dead = 0
+            self.at = 3.0
+        alive = self.alive(moment["units"])  # type: ignore[arg-type]
+        for unit in list(self.own):
+            if unit not in alive:
+                self.dead += self.own.pop(unit)
+                self.ids.pop(unit)
+        for unit in alive:
+            if unit not in self.own:
+                self.own[unit] = 0
+                self.ids[unit] = self.next_id
+                self.next_id += 1
+        used: dict[int, int] = moment["used"]  # type: ignore[assignment]
+        self.root_own += used[1]
+        for unit in alive:
+            self.own[unit] += used[unit]
+        self.at += 10
+        self.offset += int(moment["clock"])  # type: ignore[call-overload]
+
+    def snapshot(self, moment: dict[str, object]) -> Snapshot:
+        return snapshot(
+            self.at,
+            root(self.root_counter()),
+            *(self._read(unit, moment) for unit in sorted(self.own)),
+            boot=f"{self.boot:08x}-0000-4000-8000-000000000000",
+            wall=WALL + round(self.at * SECOND) + self.offset * SECOND,
+            complete=bool(moment["complete"]),
+        )
+
+    def _read(self, unit: int, moment: dict[str, object]) -> Reading:
+        readable: dict[int, str] = moment["readable"]  # type: ignore[assignment]
+        ahead: dict[int, int] = moment["ahead"]  # type: ignore[assignment]
+        # Units are read before the root: what runs meanwhile shows in the outer counter only.
+        cpu = max(0, self.subtree(unit) - ahead[unit])
+        known = readable[unit] == "yes" and not moment["reboot"]
+        around = self.ids.get(PARENT[unit], 1)
+        taken = reading(self.ids[unit], cpu if known else None, around=around, path=f"/u{unit}")
+        return msgspec.structs.replace(taken, counters=()) if readable[unit] == "short" else taken
+
 
 @given(histories())
 @settings(max_examples=300)
@@ -80,63 +125,14 @@ def test_every_nanosecond_is_billed_exactly_once(history: list[dict[str, object]
         return tenant["now"] if r.cgroup_id != 1 else "host"
 
     baseline = usage.begin(snapshot(host.at, root(0)), "test", tenant_of, [])
-    billed = 0
-    counted = 0
+    billed = counted = 0
     last_end = baseline.end_unix_ns
     for moment in history:
-        if moment["reboot"]:
-            host.boot += 1
-            host.own.clear()
-            host.ids.clear()
-            host.root_own = host.dead = 0
-            host.at = 3.0
-            counted_before_boot = counted
-            root_before = 0
-        else:
-            counted_before_boot = counted
-            root_before = baseline.root.reading.counters[0] or 0
-        alive = host.alive(moment["units"])  # type: ignore[arg-type]
-        for unit in list(host.own):
-            if unit not in alive:
-                host.dead += host.own.pop(unit)
-                host.ids.pop(unit)
-        for unit in alive:
-            if unit not in host.own:
-                host.own[unit] = 0
-                host.ids[unit] = host.next_id
-                host.next_id += 1
-        used: dict[int, int] = moment["used"]  # type: ignore[assignment]
-        host.root_own += used[1]
-        for unit in alive:
-            host.own[unit] += used[unit]
-        host.at += 10
-        host.offset += int(moment["clock"])  # type: ignore[call-overload]
+        counted_before_boot = counted
+        root_before = 0 if moment["reboot"] else baseline.root.reading.counters[0] or 0
+        host.live(moment)
         tenant["now"] = str(moment["tenant"])
-        readable: dict[int, str] = moment["readable"]  # type: ignore[assignment]
-        ahead: dict[int, int] = moment["ahead"]  # type: ignore[assignment]
-        units = [
-            reading(
-                host.ids[u],
-                # Units are read before the root: what runs meanwhile shows in the outer counter only.
-                max(0, host.subtree(u) - ahead[u]) if readable[u] == "yes" and not moment["reboot"] else None,
-                around=host.ids.get(PARENT[u], 1),
-                path=f"/u{u}",
-            )
-            for u in alive
-        ]
-        units = [
-            msgspec.structs.replace(r, counters=()) if readable[u] == "short" else r
-            for u, r in zip(alive, units, strict=True)
-        ]
-        taken = snapshot(
-            host.at,
-            root(host.root_counter()),
-            *units,
-            boot=f"{host.boot:08x}-0000-4000-8000-000000000000",
-            wall=WALL + round(host.at * SECOND) + host.offset * SECOND,
-            complete=bool(moment["complete"]),
-        )
-        outcome = usage.step(persisted(baseline), taken, tenant_of, CADENCE)
+        outcome = usage.step(persisted(baseline), host.snapshot(moment), tenant_of, CADENCE)
         counted = counted_before_boot + host.root_counter() - root_before
         assert all(v >= 0 for u in outcome.usages for v in u.values)
         if moment["failed_commit"]:

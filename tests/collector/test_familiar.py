@@ -73,6 +73,16 @@ def test_devices_and_host_totals_do_not_make_a_batch_strange() -> None:
     assert both(message.SerializeToString(deterministic=True))[0].refusal is None
 
 
+@pytest.mark.parametrize("source", ["\x1b[2J", "x" * 300, "é"])
+def test_a_text_that_is_not_plain_is_looked_at_closely(source: str) -> None:
+    message = acquainted()[1].message()
+    message.host_totals.cpu_source = source
+    assert not recognised(message)
+    known, unknown = both(message.SerializeToString(deterministic=True))
+    assert verdict(known) == verdict(unknown)
+    assert (known.refusal is None) == (source == "é")
+
+
 def test_the_tenants_of_an_agent_are_told_apart() -> None:
     validator, stream = acquainted()
     for tenant, rows in (("globex", 2), ("a", 4), ("acme", 3), ("globex", 2), ("a", 4)):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.fleet import SECOND_NS, Stream
 from collector.decide.validate import Bounds, Checked, Validator, check_bytes
+from collector.log_commands import field_of
 from wire.identity import digest, new_agent_id
 from wire.limits import MAX_BATCH_BYTES
 from wire.statuses import Reason
@@ -72,6 +73,14 @@ SPOILED: list[tuple[str, Callable[[pb.UsageBatch], object], Reason]] = [
     ("half a device", lambda b: b.device_major.append(8), Reason.REASON_TABLE_SHAPE),
     ("an opening of no row", lambda b: b.openings.add(row=3), Reason.REASON_TABLE_SHAPE),
     ("a gap that ends before it starts", lambda b: b.gaps.add(start_unix_ns=2, end_unix_ns=1), Reason.REASON_OUT_OF_BOUNDS),
+    ("a gap told at length in bytes", lambda b: b.gaps.add(detail="é" * 200), Reason.REASON_OUT_OF_BOUNDS),
+    ("a terminal escape in a gap", lambda b: b.gaps.add(detail="\x1b[2J"), Reason.REASON_OUT_OF_BOUNDS),
+    ("a terminal escape as host", lambda b: setattr(b, "host", "\x1b[2J"), Reason.REASON_OUT_OF_BOUNDS),
+    ("a producer of 64 KiB", lambda b: setattr(b, "producer", "x" * 65_536), Reason.REASON_OUT_OF_BOUNDS),
+    ("host totals from a newline", lambda b: setattr(b.host_totals, "cpu_source", "a\nb"), Reason.REASON_OUT_OF_BOUNDS),
+    ("negative host totals", lambda b: setattr(b.host_totals, "cpu_deficit_ns", 2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
+    ("a negative opening", lambda b: b.openings.add(row=1, io_read_ops=2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
+    ("rows without end", lambda b: b.containers.cgroup_id.extend(range(1, 2_000)), Reason.REASON_TOO_LARGE),
     ("gaps without end", lambda b: [b.gaps.add() for _ in range(65)], Reason.REASON_TOO_LARGE),
 ]  # fmt: skip
 
@@ -96,6 +105,7 @@ def test_what_is_wrong_is_refused_by_name(
     assert Reason.Name(refusal.reason) == Reason.Name(reason), refusal.detail
     assert 0 < len(refusal.detail) <= 256
     assert refusal.detail.isprintable()
+    assert field_of(Reason.Name(refusal.reason), refusal.detail), refusal.detail
 
 
 def test_path_traversal_in_a_name_is_only_text() -> None:

@@ -97,27 +97,36 @@ def delivered(site: Site) -> tuple[dict[int, int], dict[int, int], set[int], int
     return cpu, last, unseen, rows - host - deficit
 
 
-def check(site: Site, lives: Lives, loaded: ProbeSet) -> None:
+def exactly_delivered(site: Site, lives: Lives) -> int:
+    """How many lives came in once, ended, seen to their end, and to the microsecond of the kernel's file; prints the others."""
     cpu, last, unseen, left_over = delivered(site)
-    assert len(lives.said) == LIVES
-    missing = lives.said.keys() - cpu.keys()
-    assert not missing, f"{len(missing)} of {LIVES} were not delivered"
-    off = {i: (cpu[i], said) for i, said in lives.said.items() if abs(cpu[i] - said) > 1_000}
-    assert not off, f"{len(off)} are off: {list(off.items())[:5]}"
-    assert {i: last[i] for i in lives.said} == dict.fromkeys(lives.said, 1)
-    assert not unseen & lives.said.keys()
-    assert left_over == 0
+    exact = {
+        i
+        for i, said in lives.said.items()
+        if i in cpu and abs(cpu[i] - said) <= 1_000 and last[i] == 1 and i not in unseen
+    }
+    for i in sorted(lives.said.keys() - exact)[:5]:
+        print(f"{i}: {cpu.get(i)} delivered of {lives.said[i]}, {last[i]} last rows, unseen: {i in unseen}")
+    assert left_over == 0, "the rows of the host are not what the host counted"
+    return len(exact)
+
+
+def nothing_left_over(loaded: ProbeSet) -> bool:
+    """No map was full, and the agent emptied them but for what other cgroups of this machine left since its last reading."""
     status = loaded.status()
-    assert not any(status["overflow"][kind] for kind in ("births", "tombstones", "network_skbs"))
-    # All but what other cgroups of this machine left since the last reading.
-    assert status["maps"]["tombstones"]["elements"] < LIVES / 10
+    print(status["overflow"], status["maps"]["tombstones"])
+    return (
+        not any(status["overflow"][kind] for kind in ("births", "tombstones", "network_skbs"))
+        and status["maps"]["tombstones"]["elements"] < LIVES / 10
+    )
 
 
 def test_every_short_life_is_delivered_once_and_exactly(
     running: Site, lives: Lives, loaded: ProbeSet
 ) -> None:
     lives.live(LIVES)
-    check(running, lives, loaded)
+    assert exactly_delivered(running, lives) == LIVES
+    assert nothing_left_over(loaded)
 
 
 def test_what_lived_while_no_agent_ran_is_delivered_too(
@@ -128,7 +137,8 @@ def test_what_lived_while_no_agent_ran_is_delivered_too(
     lives.live(LIVES // 3)
     running.start_agent()
     lives.live(LIVES - LIVES // 3 * 2)
-    check(running, lives, loaded)
+    assert exactly_delivered(running, lives) == LIVES
+    assert nothing_left_over(loaded)
 
 
 def test_kill_nine_loses_and_repeats_nothing(running: Site, lives: Lives, loaded: ProbeSet) -> None:
@@ -140,4 +150,5 @@ def test_kill_nine_loses_and_repeats_nothing(running: Site, lives: Lives, loaded
         running.start_agent()
     running.wait_metering()
     lives.finish(process)
-    check(running, lives, loaded)
+    assert exactly_delivered(running, lives) == LIVES
+    assert nothing_left_over(loaded)

@@ -38,7 +38,7 @@ _FIXES = {
     KafkaError._SSL: "TLS failed: ssl.ca.location must hold the CA of the brokers' certificates, and the port must be"
     f" one with TLS; {_SECURITY}",
     KafkaError._RESOLVE: "the name is not known; see `handoff.kafka.brokers`",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user WRITE and DESCRIBE on the topics",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user WRITE and DESCRIBE on the topics, READ to replay them",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user IDEMPOTENT_WRITE on the cluster, and CREATE where it"
     " shall make topics",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or set `handoff.kafka.create_topics`",
@@ -63,14 +63,7 @@ def configuration(kafka: Kafka) -> dict[str, Any]:
         )
     timeout_ms = round(kafka.delivery_timeout * 1_000)
     return {
-        "client.id": "weighbridge-collector",
-        "socket.keepalive.enable": True,
-        "reconnect.backoff.max.ms": 2_000,
-        "socket.timeout.ms": timeout_ms,
-        # What it would print is in the journal, once, with its fix.
-        "log_level": 0,
-        **kafka.client,
-        "bootstrap.servers": ",".join(kafka.brokers),
+        **connection(kafka),
         "enable.idempotence": True,
         "acks": "all",
         "message.timeout.ms": timeout_ms,
@@ -85,6 +78,32 @@ def configuration(kafka: Kafka) -> dict[str, Any]:
     }
 
 
+def connection(kafka: Kafka) -> dict[str, Any]:
+    """How brokers are reached: the same for who writes and who reads."""
+    return {
+        "client.id": "weighbridge-collector",
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2_000,
+        "socket.timeout.ms": round(kafka.delivery_timeout * 1_000),
+        # What it would print is in the journal, once, with its fix.
+        "log_level": 0,
+        **kafka.client,
+        "bootstrap.servers": ",".join(kafka.brokers),
+    }
+
+
+def explained(what: str, error: KafkaError | Exception, said: KafkaError | None) -> KafkaAway:
+    """`error` as a person needs it: the cause the brokers or the network named, and the fix. `said`: what librdkafka
+    was last told."""
+    code = _kafka_error(error)
+    # A time-out says only that nothing happened; what was last told says why.
+    cause = said if said is not None and (code is None or code.code() not in _FIXES) else code
+    # Without librdkafka's timings: the same trouble has the same words, and is one line in the journal.
+    text = (_text(error) if cause is None else cause.str()).partition(" (after ")[0]
+    fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
+    return KafkaAway(f"{what}: {text}; {fix}")
+
+
 class Client:
     """One producer and what it was last told. Of one thread."""
 
@@ -97,15 +116,9 @@ class Client:
             raise CollectorError(f"handoff.kafka.client: {_text(error)}") from error
 
     def away(self, error: KafkaError | Exception, what: str) -> KafkaAway:
-        """`error` as a person needs it: the cause the brokers or the network named, and the fix."""
+        """`error` as a person needs it."""
         self.producer.poll(0)
-        code = _kafka_error(error)
-        # A time-out says only that nothing happened; what was last told says why.
-        cause = self._said if self._said is not None and (code is None or code.code() not in _FIXES) else code
-        # Without librdkafka's timings: the same trouble has the same words, and is one line in the journal.
-        text = (_text(error) if cause is None else cause.str()).partition(" (after ")[0]
-        fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
-        return KafkaAway(f"{what}: {text}; {fix}")
+        return explained(what, error, self._said)
 
     def is_well(self) -> None:
         """Something was confirmed: what was told before is no cause of what comes."""
