@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import atheris
@@ -18,12 +19,14 @@ import atheris
 with atheris.instrument_imports(include=["collector", "wire", "google"]):
     from tests.fuzz.delivery import delivery
     from tests.fuzz.files import delimited, json_lines
+    from tests.fuzz.likeness import followers, likeness
 
 from tests.fuzz import mutator
 from tests.fuzz.seeds import CORPUS
 from wire.v1 import usage_pb2 as pb
 
-TARGETS = {"delivery": delivery, "delimited": delimited, "json": json_lines}
+TARGETS = {"delivery": delivery, "likeness": likeness, "delimited": delimited, "json": json_lines}
+MUTATORS = {"delivery": mutator.other_delivery, "likeness": partial(mutator.other_batch, good=followers())}
 MAX_INPUT_BYTES = 8_192
 """What a limit of a thousand rows or a MiB does is for tests of its own: long inputs make the search slow."""
 MOST_SECONDS_AN_INPUT, MOST_RSS_MIB = 10, 1_024
@@ -72,7 +75,10 @@ def main() -> None:
     inputs = args.inputs or [args.work, CORPUS / args.target]
     # libFuzzer runs itself again to merge, by these words.
     myself = f"{sys.executable} -m tests.fuzz {args.target}"
-    more = {"custom_mutator": _mutated} if args.target == "delivery" else {}
+    more = {}
+    if args.target in MUTATORS:
+        other = MUTATORS[args.target]
+        more["custom_mutator"] = lambda data, size, seed: other(data, size, seed, atheris.Mutate)
     atheris.Setup([myself, *flags, *passed, *map(str, inputs)], TARGETS[args.target], **more)
     atheris.Fuzz()
 
@@ -91,10 +97,6 @@ def _dictionary(work: Path) -> Path:
     file = work.with_suffix(".dict")
     file.write_text("".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"\n' for word in WORDS))
     return file
-
-
-def _mutated(data: bytes, max_size: int, seed: int) -> bytes:
-    return mutator.mutated(data, max_size, seed, atheris.Mutate)
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -69,14 +69,14 @@ def _judge(
         return
     assert identity not in accepted
     checked = validator.check(body, AGENT, item.epoch, item.seq, PERMITTED, NOW_UNIX_NS)
-    _is_right(checked, body, identity)
+    is_right(checked, body, identity)
     if checked.refusal is None:
         accepted[identity] = body
         stream.mark(item.seq, claimed)
         _goes_on(checked, body, identity)
 
 
-def _is_right(checked: Checked, body: bytes, identity: BatchId) -> None:
+def is_right(checked: Checked, body: bytes, identity: BatchId) -> None:
     """The verdict is that of the contract, and what the pipeline is told is what the batch says."""
     batch = decoded(body)
     wrong = faults(batch, Circumstances(*identity, PERMITTED, TENANTS, NOW_UNIX_NS))

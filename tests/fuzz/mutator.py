@@ -1,4 +1,4 @@
-"""Changes a Delivery as somebody would who knows protobuf: field by field, and sealed again with the right digest.
+"""Changes a batch as somebody would who knows protobuf, field by field; in a Delivery it is sealed again with the right digest.
 
 Bytes changed anywhere mostly end at the digest, or as no protobuf at all; those are tried too.
 """
@@ -6,7 +6,7 @@ Bytes changed anywhere mostly end at the digest, or as no protobuf at all; those
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -21,7 +21,7 @@ _NUMBERS = (0, 1, 3, 127, 128, 2**32 - 1, 2**32, 2**56 - 1, 2**56, 2**62, 2**62 
 _MOST_ITEMS = 4
 
 
-def mutated(data: bytes, max_size: int, seed: int, mutate: Mutate) -> bytes:
+def other_delivery(data: bytes, max_size: int, seed: int, mutate: Mutate) -> bytes:
     """Another input like this one."""
     rng = random.Random(seed)
     try:
@@ -50,6 +50,14 @@ def mutated(data: bytes, max_size: int, seed: int, mutate: Mutate) -> bytes:
         items[at].digest = digest(items[at].batch)
     changed = ingest_pb2.Delivery(items=items[:_MOST_ITEMS]).SerializeToString(deterministic=True)
     return changed if len(changed) <= max_size else mutate(data, max_size)
+
+
+def other_batch(data: bytes, max_size: int, seed: int, mutate: Mutate, good: Sequence[bytes]) -> bytes:
+    """Another batch like this one, or like a good one: of what the search keeps most are refused at once."""
+    rng = random.Random(seed)
+    base = rng.choice(good) if rng.random() < 0.4 else data
+    changed = _other_fields(base, max(16, max_size - len(base)), rng, mutate) if rng.random() < 0.8 else b""
+    return changed if 0 < len(changed) <= max_size else mutate(data, max_size)
 
 
 def _other_fields(message: bytes, room: int, rng: random.Random, mutate: Mutate) -> bytes:

@@ -113,7 +113,10 @@ def seeds() -> dict[str, dict[str, bytes]]:
 
 
 def main() -> None:
-    for target, inputs in seeds().items():
+    from tests.fuzz.likeness import followers  # which is taught by what is made here
+
+    made = seeds() | {"likeness": {f"seed-{n}": body for n, body in enumerate(followers())}}
+    for target, inputs in made.items():
         (CORPUS / target).mkdir(parents=True, exist_ok=True)
         for name, data in inputs.items():
             (CORPUS / target / name).write_bytes(data)
