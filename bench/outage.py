@@ -75,9 +75,9 @@ def main() -> int:
         result = asyncio.run(_measure(site, broker, args.seconds * scale, round(BATCHES * scale)))
     if not args.json:
         print(
-            f"{result.pop('made')} batches of {ROWS} rows made by {AGENTS} agents in {args.seconds * scale:g} s"
+            f"{AGENTS} agents, batches of {ROWS} rows, {BATCHES / args.seconds:.0f} a second;"
+            f" on {platform.release()}, {os.cpu_count()} CPUs shared with broker and agents"
         )
-        print(f"on {platform.release()}, {os.cpu_count()} CPUs shared with broker and agents")
     print(json.dumps(result))
     return 0 if result["lost"] == 0 and result["in_order"] else 1
 
