@@ -189,7 +189,10 @@ class SpoolingAgent:
                     self._address, self.agent.credentials, CHANNEL_OPTIONS
                 ) as channel:
                     await self._stay(IngestStub(channel).Deliver())
-            except grpc.RpcError:
+            except (
+                grpc.RpcError,
+                asyncio.InvalidStateError,
+            ):  # the second: a write to a stream that has ended
                 await asyncio.sleep(0.5)
 
     async def _stay(self, call: Any) -> None:
