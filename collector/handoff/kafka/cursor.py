@@ -17,6 +17,8 @@ from wire.daemon.files import sync_directory
 from wire.daemon.journal import Journal
 
 CURSOR_FILE = "kafka.cursor"
+LINE_BYTES = 30
+"""What lies behind them is nobody's: whatever the file was, `advance` makes it a cursor."""
 
 log = Journal("collector.kafka")
 
@@ -29,7 +31,7 @@ class Cursor:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             sync_directory(path.parent)
-            said = os.pread(self._fd, 256, 0)
+            said = os.pread(self._fd, LINE_BYTES, 0)
         except OSError as error:
             raise CollectorError(f"{path}: {error.strerror}; make it writable for this user") from error
         self.offset = _read(said)
