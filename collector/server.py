@@ -30,7 +30,7 @@ from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.service import IngestService
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics, Gauge
-from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, damage_text, scan
+from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, Recent, damage_text, scan
 from collector.handoff.park import Releaser, restore
 from collector.handoff.receipts import Receipts
 from collector.notices import EVENTS, Notices
@@ -88,11 +88,14 @@ class Server:
         with contextlib.ExitStack() as closing:
             self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
             closing.callback(self._checkpoint.close)
+            kafka = settings.handoff.kafka
+            recent = Recent(kafka.in_flight) if kafka.brokers else None
             self._log = DurableLog(
                 settings.log_directory,
                 settings.log.segment_size,
                 settings.log.min_free,
                 synced_end=self._checkpoint.log_end(),
+                recent=recent,
             )
             closing.callback(self._log.close)
             replayed = await asyncio.to_thread(
@@ -103,8 +106,8 @@ class Server:
                 settings.log_directory,
                 self._log.end,
             )
-            if settings.handoff.kafka.brokers:
-                self._begin_publishing(closing)
+            if recent is not None:
+                self._begin_publishing(closing, recent)
             self._pipeline = Pipeline(
                 self._streams,
                 self._log,
@@ -125,7 +128,7 @@ class Server:
             await self._serve(replayed)
             await self._save()
 
-    def _begin_publishing(self, closing: contextlib.ExitStack) -> None:
+    def _begin_publishing(self, closing: contextlib.ExitStack, recent: Recent) -> None:
         # One machine needs no Kafka, and then does not load its client.
         from collector.handoff.kafka.cursor import CURSOR_FILE, Cursor
         from collector.handoff.kafka.publisher import Publisher
@@ -137,7 +140,9 @@ class Server:
         def news(confirmed: int, trouble: str) -> None:
             loop.call_soon_threadsafe(receipts.update, confirmed, trouble)
 
-        publisher = Publisher(settings.handoff.kafka, settings.log_directory, cursor, self._log.end, news)
+        publisher = Publisher(
+            settings.handoff.kafka, settings.log_directory, recent, cursor, self._log.end, news
+        )
         closing.callback(publisher.close)
         receipts = Receipts(cursor.offset, self._log.end, settings.handoff.kafka.in_flight, publisher.durable)
         self._publisher, self._receipts = publisher, receipts

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from google.protobuf.message import DecodeError
 
-from collector.handoff.log import HANDED_ON, Kind, Record
+from collector.handoff.log import Kind, Record
 from wire.v1 import usage_pb2 as pb
 
 Headers = list[tuple[str, str | bytes | None]]
@@ -45,19 +45,20 @@ class Message(NamedTuple):
 
 def message_of(record: Record, topics: Topics, giants: Mapping[str, int]) -> Message | None:
     """What to publish of a record; None if it is none of Kafka's. `giants`: tenant -> over how many keys it is spread."""
-    if record.kind in HANDED_ON or record.kind is Kind.PARKED:
+    kind = record.kind
+    if kind is Kind.ACCEPTED or kind is Kind.RELEASED or kind is Kind.PARKED:
         # The fields a router needs, under the numbers they have in a UsageBatch: a twentieth of the work.
         head = pb.UsageHead.FromString(record.body)
-        topic = topics.parked if record.kind is Kind.PARKED else topics.usage
+        topic = topics.parked if kind is Kind.PARKED else topics.usage
         return Message(
             topic,
             _key(head.tenant, record.agent_id, giants),
             record.body,
             _headers(record, head.schema_version),
         )
-    if record.kind in (Kind.REJECTED, Kind.REFUSED):
+    if kind is Kind.REJECTED or kind is Kind.REFUSED:
         headers = _headers(record, _version(record.body))
-        headers += [("kind", record.kind.name.lower().encode()), ("reason", record.note)]
+        headers += [("kind", kind.name.lower().encode()), ("reason", record.note)]
         return Message(topics.rejected, record.agent_id.encode(), record.body, headers)
     return None
 

@@ -2,9 +2,11 @@
 
     log ─► Tail ─► group of messages ─► librdkafka ─► delivery reports ─► cursor ─► receipts ─► answers
 
-Invariants. Nothing is published that is not durable in the log, and nothing is published out of memory: what a
-restart does is what the daemon does all the time. The cursor passes a group when the brokers have confirmed every
-message of it and of all before it. Unconfirmed bytes are bounded by `in_flight` and one group.
+Invariants. Nothing is published that is not durable in the log, in the log's order and from its offsets: what a restart
+does is what the daemon does all the time. That bytes which were just synced need not be read back (`Recent`) changes
+nothing of it: whatever is not there any more is read from the disk, and verified. One group is on its way at a time,
+and the cursor passes it when the brokers have confirmed every message of it; what has come meanwhile is the next, so
+groups grow with the load.
 
 Failure model. Whatever goes wrong (a message not confirmed within `delivery_timeout`, a topic gone, credentials
 refused, a fatal error of the idempotent producer) ends a session: the producer is thrown away with all that was on its
@@ -15,25 +17,20 @@ bytes. Nothing is ever skipped: what cannot be published stops the rest, is name
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka import Message as Sent
+from confluent_kafka import KafkaException
 
 from collector.config import Kafka
 from collector.errors import CollectorError
-from collector.handoff.kafka.client import Client, KafkaAway
+from collector.handoff.kafka.client import GROUP_BYTES, Client, KafkaAway
 from collector.handoff.kafka.cursor import Cursor
 from collector.handoff.kafka.messages import Topics, message_of
 from collector.handoff.kafka.topics import TopicCheck
-from collector.handoff.log import Tail
+from collector.handoff.log import Recent, Tail
 from wire.daemon.journal import Journal
 
-GROUP_BYTES = 512 << 10
-POLL_SECONDS = 0.005
-"""While reports are awaited: how long what has newly come waits at most."""
 IDLE_SECONDS = 0.25
 PAUSE_SECONDS = 1.0
 """Between two sessions."""
@@ -44,31 +41,21 @@ News = Callable[[int, str], object]
 """Called from the publisher's thread: offset up to which the log is confirmed, and the trouble, if any."""
 
 
-class _Group:
-    """Messages that were read together."""
-
-    __slots__ = ("bytes", "end", "error", "left", "messages")
-
-    def __init__(self, end: int, size: int) -> None:
-        self.end, self.bytes = end, size
-        self.messages = self.left = 0
-        self.error: KafkaError | None = None
-
-    def report(self, error: KafkaError | None, _sent: Sent) -> None:
-        """A delivery report; called by `poll`."""
-        self.left -= 1
-        if error is not None:
-            self.error = error
-
-
 class Publisher:
     def __init__(
-        self, kafka: Kafka, log_directory: Path, cursor: Cursor, durable_end: int, news: News
+        self,
+        kafka: Kafka,
+        log_directory: Path,
+        recent: Recent,
+        cursor: Cursor,
+        durable_end: int,
+        news: News,
     ) -> None:
         """Begins at once. CollectorError when librdkafka does not take the settings; brokers that are away are no error."""
         Client(kafka).close()
         self._kafka = kafka
         self._directory = log_directory
+        self._recent = recent
         self._cursor = cursor
         self._news = news
         self._topics = Topics.of(kafka.topic)
@@ -113,7 +100,7 @@ class Publisher:
     def _session(self) -> None:
         """Publish until told to close. KafkaAway, LogError, OSError end it."""
         client = Client(self._kafka)
-        tail = Tail(self._directory, self._cursor.offset)
+        tail = Tail(self._directory, self._cursor.offset, self._recent)
         try:
             self._check_topics(client)
             self._publish(client, tail)
@@ -132,56 +119,17 @@ class Publisher:
         self._advice = advice
 
     def _publish(self, client: Client, tail: Tail) -> None:
-        groups: deque[_Group] = deque()
-        unconfirmed = 0
         if tail.offset >= self._durable_end:
             self._confirmed()  # nothing to try it with: that the topics answer is the best there is to know
-        while not (self._closing and not groups):
-            while (
-                not self._closing and unconfirmed < self._kafka.in_flight and tail.offset < self._durable_end
-            ):
-                group = self._send(client, tail)
-                groups.append(group)
-                unconfirmed += group.bytes
-            client.producer.poll(POLL_SECONDS if groups else 0)
-            if any(group.error is not None for group in groups):
-                error = next(group.error for group in groups if group.error is not None)
-                raise client.away(error, f"not confirmed within {self._kafka.delivery_timeout:g} s")
-            confirmed = 0
-            while groups and groups[0].left == 0:
-                group = groups.popleft()
-                unconfirmed -= group.bytes
-                confirmed = group.end
-                self.published += group.messages
-            if confirmed:
-                self._cursor.advance(confirmed)
-                client.is_well()
+        while not self._closing:
+            if tail.offset < self._durable_end:
+                records = tail.read(self._durable_end, GROUP_BYTES)
+                messages = (message_of(record, self._topics, self._kafka.giants) for record in records)
+                self.published += client.deliver(message for message in messages if message is not None)
+                self._cursor.advance(tail.offset)
                 self._confirmed()
-            if not groups:
-                self._wait(tail.offset)
-
-    def _send(self, client: Client, tail: Tail) -> _Group:
-        """Hand the next records to librdkafka."""
-        start = tail.offset
-        records = tail.read(self._durable_end, GROUP_BYTES)
-        group = _Group(tail.offset, tail.offset - start)
-        for record in records:
-            message = message_of(record, self._topics, self._kafka.giants)
-            if message is None:
-                continue
-            group.messages += 1
-            group.left += 1
-            try:
-                client.producer.produce(
-                    message.topic,
-                    message.value,
-                    message.key,
-                    on_delivery=group.report,
-                    headers=message.headers,
-                )
-            except (KafkaException, BufferError) as error:
-                raise client.away(error, f"{message.topic} did not take a batch") from error
-        return group
+            client.producer.poll(0)
+            self._wait(tail.offset)
 
     def _confirmed(self) -> None:
         if self._trouble:

@@ -10,6 +10,7 @@
     files.py     the directory: segments, the lock
     writer.py    DurableLog, the one who appends
     reader.py    scan and Tail, also of a log that is being written
+    recent.py    what was written last, for a reader that follows closely
     mend.py      repair, when a person decides
 
 Invariants. A record is reported durable only after fdatasync returned. Behind the durable end the file has
@@ -28,6 +29,7 @@ to the durable end and reopened before anything else is written.
 from collector.handoff.log.files import DamagedLog, LogError, damage_text, segments
 from collector.handoff.log.mend import repair
 from collector.handoff.log.reader import Damage, Tail, records_at, scan, unfinished_bytes
+from collector.handoff.log.recent import Recent
 from collector.handoff.log.records import HANDED_ON, MAX_BODY_BYTES, Kind, Record, frame
 from collector.handoff.log.writer import DurableLog
 
@@ -39,6 +41,7 @@ __all__ = [
     "DurableLog",
     "Kind",
     "LogError",
+    "Recent",
     "Record",
     "Tail",
     "damage_text",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from collector.handoff.log.files import DamagedLog, damage_text, segment_path, segments
+from collector.handoff.log.recent import Recent
 from collector.handoff.log.records import (
     HEADER_BYTES,
     MAX_NOTE_BYTES,
@@ -71,9 +72,11 @@ def records_at(directory: Path, places: Iterable[tuple[int, int]]) -> list[Recor
 class Tail:
     """Reads on from an offset to wherever somebody knows the log to be durable, in parts of bounded size."""
 
-    def __init__(self, directory: Path, offset: int) -> None:
+    def __init__(self, directory: Path, offset: int, recent: Recent | None = None) -> None:
+        """`recent`: what the writer still has in memory, which is not read back."""
         self.offset = offset
         """Of the next record."""
+        self._recent = recent
         self._directory = directory
         self._base = -1
         self._fd = -1
@@ -84,6 +87,9 @@ class Tail:
         """
         if self.offset >= end:
             return []
+        if self._recent is not None and (records := self._recent.take(self.offset, end, most_bytes)):
+            self.offset = records[-1].end
+            return records
         data = self._bytes(min(end - self.offset, most_bytes))
         if not data:
             self._close()  # the segment is at its end, and the next one is named by this offset

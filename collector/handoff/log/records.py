@@ -8,6 +8,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from wire.identity import AgentId, digest
@@ -42,7 +43,8 @@ class Kind(IntEnum):
 
 HANDED_ON = frozenset((Kind.ACCEPTED, Kind.RELEASED))
 """What the ledger may book, each batch once."""
-_KINDS = frozenset(Kind)
+_KINDS = {int(kind): kind for kind in Kind}
+_KNOWN_AGENTS = 4_096
 
 
 class Record(NamedTuple):
@@ -167,14 +169,22 @@ def record_at(data: bytes, position: int, base: int) -> Record | None:
     body = data[body_at : body_at + body_size]
     if digest(body) != wanted:
         return None
-    return Record(
-        base + position,
-        Kind(kind),
-        received,
-        AgentId(str(uuid.UUID(bytes=agent))),
-        epoch,
-        seq,
-        wanted,
-        note,
-        body,
-    )
+    return Record(base + position, _KINDS[kind], received, _agent_id(agent), epoch, seq, wanted, note, body)
+
+
+def body_size_of(head: bytes) -> int:
+    """How long the batch is that belongs behind a head that `frame` made."""
+    size: int = _HEADER.unpack_from(head)[1]
+    return size
+
+
+def record_of(offset: int, head: bytes, body: bytes) -> Record:
+    """The record of two pieces that `frame` made and nobody had their hands on: nothing is verified."""
+    _, _, _, kind, _, received, agent, epoch, seq, digest_ = _HEADER.unpack_from(head)
+    note = head[HEADER_BYTES:]
+    return Record(offset, _KINDS[kind], received, _agent_id(agent), epoch, seq, digest_, note, body)
+
+
+@lru_cache(_KNOWN_AGENTS)
+def _agent_id(agent: bytes) -> AgentId:
+    return AgentId(str(uuid.UUID(bytes=agent)))

@@ -20,6 +20,7 @@ from collector.handoff.log.files import (
     sync_directory,
     torn_path,
 )
+from collector.handoff.log.recent import Recent
 from collector.handoff.log.records import HEADER_BYTES, Bad, Kind, mark, pieces
 from wire.daemon.files import replace_durably
 from wire.daemon.journal import Journal
@@ -39,13 +40,22 @@ Done = Callable[[int | None], object]
 class DurableLog:
     """Appends. One per directory and process."""
 
-    def __init__(self, directory: Path, segment_bytes: int, min_free_bytes: int, synced_end: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        segment_bytes: int,
+        min_free_bytes: int,
+        synced_end: int = 0,
+        recent: Recent | None = None,
+    ) -> None:
         """Lock, open, cut a torn tail off. `synced_end`: an offset that somebody else knows to be durable, a
-        proof beside the log's own. DamagedLog, LogError name what to do.
+        proof beside the log's own. `recent`: where to leave what is written for a reader. DamagedLog, LogError name
+        what to do.
         """
         self.directory = directory
         self._segment_bytes = segment_bytes
         self._min_free_bytes = min_free_bytes
+        self._recent = recent
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._lock_fd = lock(directory)
@@ -95,7 +105,8 @@ class DurableLog:
         return self._queued_bytes
 
     def append(self, frames: list[bytes], done: Done) -> None:
-        """Queue the pieces of records. Groups become durable in the order of the calls; an empty one is a barrier."""
+        """Queue the pieces of records, as `frame` makes them. Groups become durable in the order of the calls; an empty
+        one is a barrier."""
         with self._wake:
             self._waiting.append((frames, done))
             self._queued_bytes += sum(map(len, frames))
@@ -188,10 +199,12 @@ class DurableLog:
                 self._write_rest(b"".join(some)[written:], at + written)
             at += wanted
         os.fdatasync(self._fd)
-        begin = self.end + HEADER_BYTES
+        begin = self.end
         self._size += size
         self._sealed = seal
-        return begin
+        if self._recent is not None:
+            self._recent.add(begin, group)
+        return begin + HEADER_BYTES
 
     def _write_rest(self, data: bytes, at: int) -> None:
         """What a short write left over: a full disk says so at the next try."""
