@@ -23,20 +23,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import grpc.aio
-
-from bench.fleet import SimulatedAgent, Stream, enrol
+from bench.connection import Connection, p99
+from bench.fleet import SimulatedAgent, Stream, deliveries, enrol
 from bench.site import Site
 from collector.decide.admission import weight
 from collector.decide.bucket import MICRO
 from collector.door.ca import CertificateAuthority
 from wire.statuses import Status
-from wire.tls import CHANNEL_OPTIONS
 from wire.v1 import ingest_pb2 as pb
-from wire.v1.ingest_pb2_grpc import IngestStub
 
 CALM, NOISY = 8, 2
 CALM_DELIVERIES_PER_SECOND, CALM_ITEMS = 20, 5
@@ -78,8 +74,8 @@ async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> 
     calm = [_Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
     noisy = [_Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
     for client in (*calm, *noisy):
-        await client.open()
-    deliveries = round(ROUND_SECONDS * CALM_DELIVERIES_PER_SECOND)
+        await client.connection.open()
+    round_deliveries = round(ROUND_SECONDS * CALM_DELIVERIES_PER_SECOND)
     calm_pace = 1 / CALM_DELIVERIES_PER_SECOND
     sample = Stream(noisy[0].agent.agent_id, 1, ROWS, "noisy").next()
     tokens = NOISY_ITEMS * weight(len(sample.batch), ROWS) / MICRO
@@ -90,16 +86,16 @@ async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> 
     alone: list[float] = []
     beside: list[float] = []
     for into, flooding in itertools.chain([([], False)], [(alone, False), (beside, True)] * rounds):
-        work = [client.prepared(deliveries, CALM_ITEMS) for client in calm]
+        work = [client.prepared(round_deliveries, CALM_ITEMS) for client in calm]
         begun = asyncio.get_running_loop().time() + 0.05
         tasks = [
-            client.send(part, begun + number * calm_pace / CALM, calm_pace, into)
+            client.connection.send(part, into, begun + number * calm_pace / CALM, calm_pace)
             for number, (client, part) in enumerate(zip(calm, work, strict=True))
         ]
         if flooding:
             tasks += [client.flood(begun, noisy_pace, ROUND_SECONDS) for client in noisy]
         await asyncio.gather(*tasks)
-    answers = sum((client.answers for client in noisy), Counter[int]())
+    answers = sum((client.connection.answers for client in noisy), Counter[int]())
     site.ask("collector", "plan_set", tenant="noisy", plan={"rate": "unlimited"})
     begun = time.monotonic()
     waiting = sum(view["batches"] for view in site.ask("collector", "parked")["tenants"])
@@ -110,24 +106,19 @@ async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> 
         while client.refused():
             await client.flood(asyncio.get_running_loop().time(), 0.0, 0.5)
     for client in (*calm, *noisy):
-        await client.close()
-    assert all(set(client.answers) == {Status.STATUS_ACCEPTED} for client in calm)
+        await client.connection.close()
+    assert all(set(client.connection.answers) == {Status.STATUS_ACCEPTED} for client in calm)
     result: dict[str, float] = {
-        "p99_ack_ms_alone": round(_p99(alone) * 1e3, 2),
-        "p99_ack_ms_beside": round(_p99(beside) * 1e3, 2),
-        "ratio": round(_p99(beside) / _p99(alone), 2),
+        "p99_ack_ms_alone": round(p99(alone) * 1e3, 2),
+        "p99_ack_ms_beside": round(p99(beside) * 1e3, 2),
+        "ratio": round(p99(beside) / p99(alone), 2),
         "noisy_accepted": answers[Status.STATUS_ACCEPTED],
         "noisy_parked": answers[Status.STATUS_PARKED],
         "noisy_retried": answers[Status.STATUS_RETRY],
         "released_per_s": round(waiting / drained),
         "lost": 0,
     }
-    made = sum(client.delivered for client in (*calm, *noisy))
-    return result, made
-
-
-def _p99(latencies: list[float]) -> float:
-    return sorted(latencies)[int(len(latencies) * 0.99)]
+    return result, sum(client.connection.delivered for client in (*calm, *noisy))
 
 
 class _Client:
@@ -135,53 +126,14 @@ class _Client:
 
     def __init__(self, site: Site, agent: SimulatedAgent, tenant: str) -> None:
         self.agent = agent
-        self.answers: Counter[int] = Counter()
-        self.delivered = 0
-        """Batches that a collector has answered for, other than with RETRY."""
         self._stream = Stream(agent.agent_id, 1, ROWS, tenant)
         self._spool: list[pb.Item] = []
         self._sent_up_to = 0
-        address = f"127.0.0.1:{site.ports['ingest']}"
-        self._channel = grpc.aio.secure_channel(address, agent.credentials, CHANNEL_OPTIONS)
-        self._call = IngestStub(self._channel).Deliver()
+        self.connection = Connection(site.ports["ingest"], agent, self._stream.hello())
 
-    async def open(self) -> None:
-        await self._call.write(self._stream.hello())
-        assert (await self._call.read()).WhichOneof("kind") == "welcome"
-
-    async def close(self) -> None:
-        await self._call.done_writing()
-        await self._channel.close()
-
-    def prepared(self, count: int, items: int) -> Iterator[pb.DeliverRequest]:
+    def prepared(self, count: int, items: int) -> list[pb.DeliverRequest]:
         """Deliveries made beforehand: making them is no part of what is measured."""
-        return iter(
-            [
-                pb.DeliverRequest(delivery=pb.Delivery(items=[self._stream.next() for _ in range(items)]))
-                for _ in range(count)
-            ]
-        )
-
-    async def send(
-        self, requests: Iterator[pb.DeliverRequest], begin: float, pace: float, latencies: list[float]
-    ) -> None:
-        """Send one request every `pace` seconds, and note how long each took until all of it was answered."""
-        loop = asyncio.get_running_loop()
-        sent: asyncio.Queue[tuple[float, int] | None] = asyncio.Queue()
-
-        async def answers() -> None:
-            while (one := await sent.get()) is not None:
-                at, waiting = one
-                await self._answers(waiting)
-                latencies.append(loop.time() - at)
-
-        reader = asyncio.create_task(answers())
-        for index, request in enumerate(requests):
-            await asyncio.sleep(max(0.0, begin + index * pace - loop.time()))
-            sent.put_nowait((loop.time(), len(request.delivery.items)))
-            await self._call.write(request)
-        sent.put_nowait(None)
-        await reader
+        return list(deliveries([self._stream.next() for _ in range(count * items)], items))
 
     def store(self, count: int) -> None:
         """Make what `flood` sends."""
@@ -201,22 +153,8 @@ class _Client:
             index += 1
             items = self._spool[:NOISY_ITEMS]
             self._sent_up_to = max(self._sent_up_to, items[-1].seq)
-            await self._call.write(pb.DeliverRequest(delivery=pb.Delivery(items=items)))
-            settled = await self._answers(len(items))
+            settled = await self.connection.exchange(pb.DeliverRequest(delivery=pb.Delivery(items=items)))
             self._spool = [item for item in items if item.seq not in settled] + self._spool[NOISY_ITEMS:]
-
-    async def _answers(self, count: int) -> set[int]:
-        """Take `count` answers; which numbers are settled."""
-        settled = set()
-        while count:
-            message = await self._call.read()
-            for answer in message.answers.answers:
-                self.answers[answer.status] += 1
-                if answer.status != Status.STATUS_RETRY:
-                    settled.add(answer.seq)
-            count -= len(message.answers.answers)
-        self.delivered += len(settled)
-        return settled
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ import signal
 import socket
 import subprocess
 import time
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from collector.door.ca import CertificateAuthority
 
 POM = Path(__file__).with_name("kafka_broker.xml")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weighbridge/kafka"
@@ -74,7 +73,8 @@ class KafkaBroker:
         plain, sasl, tls, controller = _free_ports(4)
         self.plain, self.sasl, self.tls = (f"127.0.0.1:{port}" for port in (plain, sasl, tls))
         self._controller = f"127.0.0.1:{controller}"
-        self.ca_file = directory / "ca.pem"
+        self._ca = directory / "ca"
+        self.ca_file = self._ca / "ca.crt"
         """Who signed the broker's certificate."""
 
     def start(self, seconds: float = 240.0) -> None:
@@ -83,7 +83,7 @@ class KafkaBroker:
         settings = self.directory / "server.properties"
         if not settings.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._certificate()
+            CertificateAuthority.init(self._ca, "kafka.example", ["127.0.0.1"])
             settings.write_text(self._properties())
             node = "KJ2pQ0b4Qh6o4WmL1nYw7A"
             self._java("kafka.tools.StorageTool", "format", "-t", node, "-c", str(settings)).wait(seconds)
@@ -108,6 +108,22 @@ class KafkaBroker:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def make_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+        new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=dict(config or {}))
+        client = AdminClient({"bootstrap.servers": self.plain})
+        for future in client.create_topics([new]).values():
+            future.result()
+
+    def messages_in(self, topic: str) -> int:
+        """How many messages a topic holds, by its partitions' ends."""
+        consumer = Consumer({"bootstrap.servers": self.plain, "group.id": "counts"})
+        try:
+            partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+            places = [TopicPartition(topic, number) for number in partitions]
+            return sum(consumer.get_watermark_offsets(place, timeout=20)[1] for place in places)
+        finally:
+            consumer.close()
 
     def log(self) -> str:
         return (self.directory / "broker.log").read_text(errors="replace")[-4_000:]
@@ -156,37 +172,11 @@ class KafkaBroker:
             "listener.name.sasl_plaintext.plain.sasl.jaas.config": "org.apache.kafka.common.security.plain."
             f"PlainLoginModule required {users};",
             "ssl.keystore.type": "PEM",
-            "ssl.keystore.location": self.directory / "broker.pem",
+            "ssl.keystore.location": self._ca / "server.pem",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:ANONYMOUS;User:admin",
         }
         return "".join(f"{key}={value}\n" for key, value in lines.items())
-
-    def _certificate(self) -> None:
-        """Signed by itself, for 127.0.0.1."""
-        key = rsa.generate_private_key(65_537, 2_048)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kafka of a test")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-            )
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        self.ca_file.write_bytes(pem)
-        (self.directory / "broker.pem").write_bytes(private + pem)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -19,7 +19,7 @@ from collector.door.ca import CertificateAuthority
 from collector.handoff.kafka import reader
 from collector.handoff.kafka.reader import TopicReader
 from tests.collector.door import Door, statuses
-from tests.kafka.topic import Got, fresh_name, kafka_settings, make, read_all
+from tests.kafka.topic import Got, fresh_name, kafka_settings, read_all
 from tests.waiting import until
 from wire.daemon.settings import Seconds
 
@@ -189,7 +189,7 @@ def test_a_partition_far_ahead_of_the_others_waits_for_them(
     early, late = fresh_name(), fresh_name()
     producer = Producer({"bootstrap.servers": broker.plain})
     for name in (early, late):
-        make(broker, name, {})
+        broker.make_topic(name)
     for number in range(3_000):
         name = late if number % 2 else early
         at = number if number % 2 else number // 100

@@ -13,7 +13,7 @@ from bench.kafka_broker import USERS, KafkaBroker
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from tests.collector.door import Door, statuses
-from tests.kafka.topic import allow, alter, fresh_name, kafka_settings, make, read_all, topics
+from tests.kafka.topic import allow, alter, fresh_name, kafka_settings, read_all, topics
 from tests.waiting import until
 
 SASL = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "writer"}
@@ -58,7 +58,7 @@ def test_a_topic_that_would_lose_usage_stops_publishing_until_it_is_mended(
     site: Site, broker: KafkaBroker, config: dict[str, str], named: str
 ) -> None:
     topic = fresh_name()
-    make(broker, topic, config)
+    broker.make_topic(topic, config=config)
     site.prepare(collector=kafka_settings(broker, topic))
     code, said = checked(site)
     assert code == 1
@@ -93,7 +93,7 @@ def test_a_missing_topic_that_may_not_be_made_is_named_with_the_right_that_is_mi
     until(lambda: "missing and cannot be made" in trouble(site))
     # An administrator makes them: the collector goes on by itself.
     for name, size in ((topic, 1_200_000), (f"{topic}.parked", 1_200_000), (f"{topic}.rejected", 4_300_000)):
-        make(broker, name, {"max.message.bytes": str(size)})
+        broker.make_topic(name, config={"max.message.bytes": str(size)})
     until(lambda: not site.ask("collector", "status")["ready"])
     door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
     agent = door.agent()

@@ -16,7 +16,6 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
-    NewTopic,
     ResourcePatternType,
     ResourceType,
 )
@@ -48,13 +47,6 @@ def kafka_settings(broker: KafkaBroker, topic: str, **more: Any) -> dict[str, An
 def admin(broker: KafkaBroker) -> AdminClient:
     """To be kept until its futures are done."""
     return AdminClient({"bootstrap.servers": broker.plain})
-
-
-def make(broker: KafkaBroker, name: str, config: Mapping[str, str]) -> None:
-    new = NewTopic(name, num_partitions=1, replication_factor=1, config=dict(config))
-    client = admin(broker)
-    for future in client.create_topics([new]).values():
-        future.result()
 
 
 def alter(broker: KafkaBroker, name: str, config: Mapping[str, str]) -> None:
