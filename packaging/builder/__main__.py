@@ -15,6 +15,8 @@ from pathlib import Path
 
 import nfpm
 from checkout import ROOT, PackagingError, Target, source_date
+from documents import document
+from sbom import license_of_all
 from tree import PARTS, installed_bytes, stage
 from wheels import wheels_for
 
@@ -44,12 +46,15 @@ def build(part: str, target: Target, store: Path, out: Path, kinds: Sequence[str
     wheels = wheels_for(part, target, store)
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch, "root")
-        stage(part, target, wheels, root)
         for kind in kinds:
-            file = nfpm.pack(part, kind, target, root, out)
-            lines.append(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
-        lines.append(f"weighbridge-{part}: {installed_bytes(root) / 1e6:.1f} MB installed")
+            root = Path(scratch, kind)
+            stage(part, target, wheels, root)
+            materials = document(part, kind, target, wheels, root)
+            file = nfpm.pack(part, kind, target, license_of_all(part, wheels), root, out)
+            file.with_name(f"{file.name}.cdx.json").write_text(materials)
+            lines.append(
+                f"{file.name}: {file.stat().st_size / 1e6:.1f} MB, {installed_bytes(root) / 1e6:.1f} MB installed"
+            )
     return lines
 
 

@@ -12,6 +12,8 @@ import agent
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGING = ROOT / "packaging"
+MAINTAINER = "Weighbridge maintainers <maintainers@weighbridge.example>"
+HOMEPAGE = "https://weighbridge.example"
 
 _DEBIAN_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from checkout import PACKAGING, PackagingError, Target
+from checkout import HOMEPAGE, MAINTAINER, PACKAGING, PackagingError, Target
 from elf import Needs
 
 KINDS = ("deb", "rpm")
-MAINTAINER = "Weighbridge maintainers <maintainers@weighbridge.example>"
-HOMEPAGE = "https://weighbridge.example"
 
 _OWN_DIRECTORIES = (
     "usr/lib/weighbridge",
@@ -28,14 +26,19 @@ _OWN_DIRECTORIES = (
     "usr/share/doc/weighbridge-",
 )
 _SCRIPTS = {
-    "deb": {"postinstall": "postinst", "preremove": "prerm", "postremove": "postrm"},
+    "deb": {
+        "postinstall": ("prepare", "systemd_runs", "{part}/hand_over", "deb/postinst"),
+        "preremove": ("systemd_runs", "{part}/end", "deb/prerm"),
+        "postremove": ("systemd_runs", "forget", "purge", "deb/postrm"),
+    },
     "rpm": {
-        "postinstall": "postinst",
-        "preremove": "prerm",
-        "postremove": "postrm",
-        "posttrans": "posttrans",
+        "postinstall": ("prepare", "rpm/post"),
+        "posttrans": ("systemd_runs", "{part}/hand_over", "rpm/posttrans"),
+        "preremove": ("systemd_runs", "{part}/end", "rpm/preun"),
+        "postremove": ("systemd_runs", "forget", "rpm/postun"),
     },
 }
+"""nfpm's name of a script -> what it is put together from, below packaging/scripts/."""
 _DEPENDS = {
     "deb": [
         "python{python}",
@@ -46,10 +49,10 @@ _DEPENDS = {
 }
 
 
-def pack(part: str, kind: str, target: Target, root: Path, out: Path) -> Path:
+def pack(part: str, kind: str, target: Target, terms: str, root: Path, out: Path) -> Path:
     """The package's file, below `out`."""
     with tempfile.TemporaryDirectory() as scratch:
-        description = _describe(part, kind, target, root, Path(scratch))
+        description = {**_describe(part, kind, target, root, Path(scratch)), "license": terms}
         config = Path(scratch, "nfpm.yaml")
         config.write_text(json.dumps(description))
         name = _file_name(part, kind, target)
@@ -73,19 +76,14 @@ def _file_name(part: str, kind: str, target: Target) -> str:
 
 
 def _describe(part: str, kind: str, target: Target, root: Path, scratch: Path) -> dict[str, Any]:
+    """nfpm's settings."""
     said = yaml.safe_load((PACKAGING / part / "package.yaml").read_text())
     needs = Needs(root)
     depends = [line.format(python=target.python) for line in _DEPENDS[kind]]
-    scripts = {when: str(_script(part, kind, target, name, scratch)) for when, name in _SCRIPTS[kind].items()}
-    text = said["description"]
-    rpm = {
-        "summary": said["summary"],
-        "compression": "zstd",
-        "buildhost": "localhost",
-        "packager": MAINTAINER,
-        "scripts": {"posttrans": scripts.pop("posttrans")} if "posttrans" in scripts else {},
+    scripts = {
+        when: str(_script(part, target, pieces, scratch / when)) for when, pieces in _SCRIPTS[kind].items()
     }
-    return {
+    common = {
         "name": said["name"],
         "arch": target.architecture,
         "platform": "linux",
@@ -97,17 +95,48 @@ def _describe(part: str, kind: str, target: Target, root: Path, scratch: Path) -
         "maintainer": MAINTAINER,
         "vendor": "Weighbridge",
         "homepage": HOMEPAGE,
-        "license": said.get("license", "Apache-2.0"),
-        "description": f"{said['summary']}\n{text}" if kind == "deb" else text.replace("\n.\n", "\n\n"),
         "mtime": _time(target),
         "disable_globbing": True,
         "depends": depends + (needs.debian() if kind == "deb" else needs.rpm()),
         "suggests": said["suggests"].get(kind, []),
         "contents": list(_contents(kind, target, root)),
-        "scripts": scripts,
-        "deb": {"compression": "zstd"},
-        "rpm": rpm,
     }
+    if kind == "deb":
+        # lintian, and dpkg before Debian 12, do not know zstd.
+        return {
+            **common,
+            "description": f"{said['summary']}\n{said['description']}",
+            "scripts": scripts,
+            "deb": {"compression": "gzip"},
+        }
+    return {
+        **common,
+        "description": said["description"].replace("\n.\n", "\n\n"),
+        "changelog": str(_changelog(target, scratch)),
+        "rpm": {
+            "summary": said["summary"],
+            "group": "Applications/System",
+            "compression": "zstd",
+            "buildhost": "localhost",
+            "packager": MAINTAINER,
+            "scripts": {"posttrans": scripts.pop("posttrans")},
+        },
+        "scripts": scripts,
+    }
+
+
+def _changelog(target: Target, scratch: Path) -> Path:
+    """As nfpm reads it; Debian's is a file among the others."""
+    note = "What changed for operators: /usr/share/doc/weighbridge-*/changelog.gz"
+    entry = {
+        "semver": f"{target.version}-{target.release('rpm')}",
+        "date": _time(target),
+        "packager": MAINTAINER,
+        "changes": [{"note": note}],
+    }
+    path = scratch / "changelog.yaml"
+    path.write_text(json.dumps([entry]))
+    return path
 
 
 def _time(target: Target) -> str:
@@ -138,14 +167,17 @@ def _contents(kind: str, target: Target, root: Path) -> Iterator[dict[str, Any]]
 def _type(kind: str, name: str) -> dict[str, str]:
     if name.startswith("etc/"):
         return {"type": "config|noreplace"}
+    if name.startswith("usr/share/licenses/"):
+        return {"type": "license"}
     if kind == "rpm" and name.startswith(("usr/share/doc/", "usr/share/man/")):
         return {"type": "doc"}
     return {}
 
 
-def _script(part: str, kind: str, target: Target, name: str, scratch: Path) -> Path:
-    pieces = [PACKAGING / "scripts" / piece for piece in (f"{part}.sh", "steps.sh", f"{kind}/{name}.sh")]
-    text = "".join(re.sub(r"\A# shellcheck .*\n", "", piece.read_text()) for piece in pieces)
-    path = scratch / name
-    path.write_text(f"#!/bin/sh\nset -e\npython=/usr/bin/python{target.python}\n{text}")
+def _script(part: str, target: Target, pieces: tuple[str, ...], path: Path) -> Path:
+    text = f"#!/bin/sh\nset -e\npython=/usr/bin/python{target.python}\n"
+    for piece in ("{part}/names", *pieces):
+        source = PACKAGING / "scripts" / f"{piece.format(part=part)}.sh"
+        text += re.sub(r"\A# shellcheck .*\n", "", source.read_text())
+    path.write_text(text)
     return path

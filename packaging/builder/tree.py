@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ from wheels import Wheel, unpack
 PRIVATE = "usr/lib/weighbridge"
 PARTS = ("agent", "collector")
 UNIT_PREFIXES = {
-    "agent": ("weighbridge-agent", "weighbridge-probes"),
+    "agent": ("weighbridge-agent", "weighbridge-probes", "run-weighbridge"),
     "collector": ("weighbridge-collector",),
 }
 PROGRAMS = {
@@ -74,12 +73,6 @@ def units(part: str) -> list[Path]:
     if of_no_part:
         raise PackagingError(f"systemd/: {', '.join(of_no_part)}: of which package? See UNIT_PREFIXES")
     return found
-
-
-def compress(path: Path) -> None:
-    """As Debian wants it: no name and no time in the gzip header."""
-    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 9, mtime=0))
-    path.unlink()
 
 
 def installed_bytes(root: Path) -> int:

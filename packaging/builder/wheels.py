@@ -50,15 +50,19 @@ class Wheel:
     sha256: str
     locked: Locked
 
-    def metadata(self) -> Message:
+    def about(self) -> dict[str, bytes]:
+        """What the wheel says of itself (METADATA, licences, parts of its own): path below its dist-info -> content."""
         with zipfile.ZipFile(self.file) as archive:
-            (name,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
-            return HeaderParser().parsestr(archive.read(name).decode())
+            inside = [re.fullmatch(r"[^/]+\.dist-info/(.*[^/])", name) for name in archive.namelist()]
+            return {found[1]: archive.read(found[0]) for found in inside if found}
+
+    def metadata(self) -> Message:
+        return HeaderParser().parsestr(self.about()["METADATA"].decode())
 
 
-def locked_for(part: str, target: Target) -> list[Locked]:
-    """What the lock asks for under the first patch release of this Python: what serves that one serves all later ones."""
-    environment = {
+def environment(target: Target) -> dict[str, str]:
+    """Of markers, for the first patch release of this Python: what serves that one serves all later ones."""
+    return {
         "implementation_name": "cpython",
         "os_name": "posix",
         "platform_machine": target.machine,
@@ -68,6 +72,10 @@ def locked_for(part: str, target: Target) -> list[Locked]:
         "python_version": target.python,
         "sys_platform": "linux",
     }
+
+
+def locked_for(part: str, target: Target) -> list[Locked]:
+    """What the lock asks for."""
     text = (ROOT / "requirements" / f"{part}.txt").read_text().replace("\\\n", " ")
     found = []
     for line in re.sub(r"#.*", "", text).splitlines():
@@ -79,7 +87,7 @@ def locked_for(part: str, target: Target) -> list[Locked]:
         if not match:
             raise PackagingError(f"requirements/{part}.txt: not a locked requirement: {line[:100]}")
         name, version, marker, hashes = match.groups()
-        if not marker or Marker(marker).evaluate(environment):
+        if not marker or Marker(marker).evaluate(environment(target)):
             found.append(Locked(name, version, frozenset(re.findall(r"[0-9a-f]{64}", hashes))))
     return found
 

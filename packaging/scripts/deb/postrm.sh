@@ -1,8 +1,5 @@
 # shellcheck shell=sh
 case $1 in
-    remove)
-        forget_compiled
-        if systemd_runs; then systemctl daemon-reload || true; fi
-        ;;
+    remove) forget_compiled ;;
     purge) purge ;;
 esac

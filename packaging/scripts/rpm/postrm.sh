@@ -1,6 +1,0 @@
-# shellcheck shell=sh
-# rpm knows no purge: the state stays.
-if [ "$1" -eq 0 ]; then
-    forget_compiled
-    if systemd_runs; then systemctl daemon-reload || true; fi
-fi
