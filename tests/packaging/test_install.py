@@ -33,8 +33,8 @@ centre="runuser -u weighbridge-collector -- weighbridge-collector"
 host="runuser -u weighbridge -- weighbridge-agent"
 $centre ca init --domain example.org --host 127.0.0.1
 $centre run & until [ -e /var/lib/weighbridge-collector/endpoints.json ]; do sleep 0.1; done
-address=$(sed -n 's/.*"enrolment": *"\\([^"]*\\)".*/\\1/p' /var/lib/weighbridge-collector/endpoints.json)
-$centre token create --address "$address" | $host enroll -
+port=$(grep -o '"enrolment": *[0-9]*' /var/lib/weighbridge-collector/endpoints.json | grep -o '[0-9]*$')
+$centre token create --address "127.0.0.1:$port" | $host enroll -
 $host run & until $centre log cat --json --rows 2>/dev/null | grep -q cpu_usage_ns; do sleep 0.3; done
 $host doctor --json >/mnt/doctor || true
 $centre log cat --json --rows >/mnt/log

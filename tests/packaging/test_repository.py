@@ -26,7 +26,7 @@ CHECK = "rpm --import /mnt/weighbridge.asc && rpmkeys --define '_pkgverify_level
 
 
 class Key:
-    """A signing key in a keyring of its own, good for an hour."""
+    """A signing key in a keyring of its own, good for a day."""
 
     def __init__(self, home: Path) -> None:
         home.mkdir(mode=0o700)
@@ -39,7 +39,7 @@ class Key:
             "Tests <tests@example.org>",
             "ed25519",
             "sign",
-            "1h",
+            "1d",
         )
         listed = self.gpg("--batch", "--with-colons", "--list-secret-keys")
         self.fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
