@@ -1,6 +1,7 @@
 """A machine's file system for an installation: this machine's own, with a layer over it that takes every change.
 
-Each run is in a mount namespace of its own, which ends with it: nothing is ever mounted or changed on this machine.
+Each run is in namespaces of its own, which end with it, and so do its processes: nothing is ever mounted or changed on this
+machine. There is no network but a loopback.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ENTER = """
 set -e
+ip link set lo up
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/changes,workdir=$1/work" "$1/root"
 mount --rbind /proc "$1/root/proc"
 mount --rbind /sys "$1/root/sys"
@@ -37,7 +39,18 @@ class Fresh:
             shutil.copy(file, self.shared)
 
     def run(self, script: str, seconds: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", ENTER, "enter"]
+        command = [
+            "unshare",
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "bash",
+            "-c",
+            ENTER,
+            "enter",
+        ]
         done = subprocess.run(
             [*command, str(self.directory), script], capture_output=True, text=True, timeout=seconds
         )

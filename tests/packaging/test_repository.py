@@ -82,6 +82,7 @@ def host(fresh: Fresh, published: Path) -> Fresh:
     shutil.copytree(published, fresh.shared / "repository")
     shutil.copy(published / "weighbridge.gpg", fresh.shared)
     shutil.copy(published / "weighbridge.asc", fresh.shared)
+    (fresh.shared / "lists/partial").mkdir(parents=True)
     (fresh.shared / "sources.list").write_text(
         "deb [signed-by=/mnt/weighbridge.gpg] file:/mnt/repository/apt bookworm main\n"
     )
