@@ -32,7 +32,7 @@ def build(out: Path, *words: str, checkout: Path = ROOT, epoch: int | None = Non
     if epoch is not None:
         environment["SOURCE_DATE_EPOCH"] = str(epoch)
     command = [sys.executable, "packaging/builder", "--out", str(out), "--wheels", str(WHEELS), *words]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
