@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true")
     command("identify", _identify, "cgroup paths on standard input -> who they are, one JSON object a line")
     read = command("read", _read, "every cgroup of a tree as the kernel gives it")
-    read.add_argument("--cgroup-root", type=Path)
+    read.add_argument("--cgroup-root", type=Path, help="instead of the settings'")
     read.add_argument("--json", action="store_true", help="one object a line")
     return parser
 

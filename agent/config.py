@@ -109,11 +109,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def read(path: Path | None) -> Settings:
-    """Settings of a file, or all defaults if none is named and the default one is not there."""
-    if path is None and not DEFAULT_FILE.exists():
-        return Settings()
+    """Settings of a file and its drop-ins; if none is named, the default one need not be there."""
+    required = path is not None
     path = path or DEFAULT_FILE
-    settings = load(path, Settings)
+    settings = load(path, Settings, required)
     meter = settings.meter
     if not 1 <= meter.interval <= 3_600:
         raise SettingsError(f"{path}: meter.interval: {meter.interval:g} s; between 1s and 1h is possible")

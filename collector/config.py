@@ -269,11 +269,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def read(path: Path | None) -> Settings:
-    """Settings of a file, or all defaults if none is named and the default one is not there."""
-    if path is None and not DEFAULT_FILE.exists():
-        return Settings()
+    """Settings of a file and its drop-ins; if none is named, the default one need not be there."""
+    required = path is not None
     path = path or DEFAULT_FILE
-    settings = load(path, Settings)
+    settings = load(path, Settings, required)
     tls = settings.tls
     files = (tls.certificate_file, tls.key_file, tls.client_ca_file)
     if any(files) and not (all(files) and tls.trust_domain):

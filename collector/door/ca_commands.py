@@ -60,7 +60,7 @@ def add_commands(
     issue.add_argument(
         "--tenant", action="append", help="with --csr: a tenant it may report; repeatable; any if left out"
     )
-    issue.add_argument("--hours", type=int, default=24)
+    issue.add_argument("--hours", type=int, default=24, help="how long it is good (24)")
     issue.set_defaults(handler=lambda args: _issue(args, authority_of(args)))
 
     revoke = ca.add_parser("revoke", help="revoke an agent, or one certificate by its serial")
@@ -77,7 +77,7 @@ def add_commands(
         "--tenant", action="append", help="a tenant the agent may report; repeatable; any if left out"
     )
     create.add_argument("--agent-id", help="let this agent enrol again under its old name")
-    create.add_argument("--ttl-minutes", type=int, default=60)
+    create.add_argument("--ttl-minutes", type=int, default=60, help="how long it is good (60, at most)")
     create.add_argument(
         "--address",
         action="append",

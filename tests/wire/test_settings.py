@@ -110,6 +110,14 @@ def test_drop_ins_are_merged_in_lexical_order_and_errors_name_the_drop_in(tmp_pa
         of(tmp_path, "")
 
 
+def test_drop_ins_count_also_where_a_file_that_need_not_be_there_is_not(tmp_path: Path) -> None:
+    (tmp_path / "s.d").mkdir()
+    (tmp_path / "s.d" / "10.yaml").write_text("name: drop\n")
+    assert load(tmp_path / "s.yaml", Top, required=False).name == "drop"
+    with pytest.raises(SettingsError, match="no such file"):
+        load(tmp_path / "s.yaml", Top)
+
+
 def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such file"):
         load(tmp_path / "none.yaml", Top)

@@ -52,11 +52,14 @@ _Place = tuple[str, int]
 _Path = tuple[str | int, ...]
 
 
-def load(path: Path, into: type[T]) -> T:
-    """The settings of a file and its drop-ins. SettingsError when any of them cannot be used."""
+def load(path: Path, into: type[T], required: bool = True) -> T:
+    """The settings of a file and its drop-ins. SettingsError when any of them cannot be used. A file that is not
+    `required` may be missing: its drop-ins count all the same."""
     places: dict[_Path, _Place] = {}
     merged: dict[str, Any] = {}
     for file in files_of(path):
+        if not required and file == path and not path.exists():
+            continue
         _merge(merged, _read(file, places))
     return convert(merged, into, places, str(path))
 

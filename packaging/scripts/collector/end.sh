@@ -1,0 +1,4 @@
+# shellcheck shell=sh
+end() {
+    systemctl disable --now weighbridge-collector.service || true
+}
