@@ -75,8 +75,8 @@ def main() -> int:
 
 async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> tuple[dict[str, float], int]:
     """(figures, batches delivered)."""
-    calm = [_Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
-    noisy = [_Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
+    calm = [Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
+    noisy = [Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
     for client in (*calm, *noisy):
         await client.open()
     deliveries = round(ROUND_SECONDS * CALM_DELIVERIES_PER_SECOND)
@@ -130,7 +130,7 @@ def _p99(latencies: list[float]) -> float:
     return sorted(latencies)[int(len(latencies) * 0.99)]
 
 
-class _Client:
+class Client:
     """One agent with one open stream."""
 
     def __init__(self, site: Site, agent: SimulatedAgent, tenant: str) -> None:

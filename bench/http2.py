@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
-
-from bench.fleet import SimulatedAgent
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
@@ -89,16 +87,14 @@ def _string(text: str) -> bytes:
     return bytes(out) + data
 
 
-def client_context(directory: Path, ca_pem: bytes, agent: SimulatedAgent | None) -> ssl.SSLContext:
-    """TLS of an agent, or of somebody without a certificate."""
+def client_context(ca_file: Path, agent_file: Path | None) -> ssl.SSLContext:
+    """TLS of an agent (certificate and key in one file), or of somebody without a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.load_verify_locations(cadata=ca_pem.decode())
+    context.load_verify_locations(ca_file)
     context.set_alpn_protocols(["h2"])
-    if agent is not None:
-        file = directory / f"{agent.agent_id}.pem"
-        file.write_bytes(agent.key_pem + agent.certificate_pem)
-        context.load_cert_chain(file)
+    if agent_file is not None:
+        context.load_cert_chain(agent_file)
     return context
 
 
@@ -107,6 +103,7 @@ class Connection:
 
     def __init__(self, port: int, context: ssl.SSLContext, seconds: float = 10.0) -> None:
         raw = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+        self._seconds = seconds
         try:
             self._socket = context.wrap_socket(raw)
             self._socket.sendall(PREFACE + settings())
@@ -118,15 +115,41 @@ class Connection:
         """OSError once the other side has hung up, or does not read."""
         self._socket.sendall(data)
 
-    def drain(self) -> int:
-        """Throw away what has come; how many bytes. OSError or 0 bytes for ever once the other side has hung up."""
-        count = 0
+    def acknowledge(self) -> None:
+        """The SETTINGS of the other side, as an honest client does."""
+        self.send(frame(SETTINGS, ACK, 0))
+
+    def send_paced(self, stream: int, data: bytes) -> None:
+        """DATA, throwing away what comes meanwhile."""
+        for at in range(0, len(data), MAX_FRAME_BYTES):
+            self.send(frame(DATA, 0, stream, data[at : at + MAX_FRAME_BYTES]))
+            self.drain()
+
+    def drain(self) -> None:
+        """Throw away what has come. OSError once the other side has hung up."""
         self._socket.setblocking(False)
-        with contextlib.suppress(ssl.SSLWantReadError):
-            while data := self._socket.recv(65_536):
-                count += len(data)
-        self._socket.settimeout(10.0)
-        return count
+        try:
+            while self._socket.recv(65_536):
+                pass
+            raise ConnectionResetError("hung up")
+        except ssl.SSLWantReadError:
+            pass
+        finally:
+            self._socket.settimeout(self._seconds)
+
+    def received(self, seconds: float) -> bytes:
+        """What comes in that time, or until the other side hangs up."""
+        ends, out = time.monotonic() + seconds, b""
+        while (left := ends - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(65_536)
+            except OSError:
+                break
+            if not data:
+                break
+            out += data
+        return out
 
     def closed_within(self, seconds: float) -> bool:
         """Whether the other side hangs up in that time."""
@@ -134,7 +157,7 @@ class Connection:
         try:
             while self._socket.recv(65_536):
                 pass
-        except TimeoutError:
+        except (TimeoutError, ssl.SSLWantReadError):
             return False
         except OSError:
             return True
