@@ -137,10 +137,10 @@ class Connection:
         finally:
             self._socket.settimeout(self._seconds)
 
-    def received(self, seconds: float) -> bytes:
-        """What comes in that time, or until the other side hangs up."""
+    def received(self, seconds: float, awaited: bytes | None = None) -> bytes:
+        """What comes in that time, or until what is awaited is among it, or the other side hangs up."""
         ends, out = time.monotonic() + seconds, b""
-        while (left := ends - time.monotonic()) > 0:
+        while (left := ends - time.monotonic()) > 0 and (awaited is None or awaited not in out):
             self._socket.settimeout(left)
             try:
                 data = self._socket.recv(65_536)

@@ -79,13 +79,13 @@ class Connections(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     handshake: Annotated[Seconds, D(description="1s to 1m: from connect to the end of the TLS handshake")] = (
         Seconds(10)
     )
-    idle: Annotated[Seconds, D(description="10s or more: a connection without a stream is closed")] = Seconds(
+    idle: Annotated[Seconds, D(description="1s or more: a connection without a stream is closed")] = Seconds(
         300
     )
     age: Annotated[
         Seconds,
         D(
-            description="1m or more: then an agent has to connect again; agents renew their certificate sooner"
+            description="10s or more: then an agent has to connect again; agents renew their certificate sooner"
         ),
     ] = Seconds(86_400)
 
@@ -368,10 +368,10 @@ def _door_trouble(settings: Settings) -> str:
     connections, limits = settings.connections, settings.limits
     if not 1 <= connections.handshake <= 60:
         return "connections.handshake: 1s to 1m"
-    if connections.idle < 10:
-        return "connections.idle: 10s or more"
-    if connections.age < 60:
-        return "connections.age: 1m or more"
+    if connections.idle < 1:
+        return "connections.idle: 1s or more"
+    if connections.age < 10:
+        return "connections.age: 10s or more"
     if limits.bytes_per_second < 1 << 20:
         return "limits.bytes_per_second: 1MiB or more; an agent waits 60s for its answers"
     if limits.burst < MAX_MESSAGE_BYTES:

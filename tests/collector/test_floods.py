@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_who_never_acknowledges_the_settings_is_hung_up_on(attacker: Connection)
 def test_metadata_over_the_bound_ends_that_call_and_nothing_else(door: Door, attacker: Connection) -> None:
     attacker.acknowledge()
     attacker.send(http2.request(1, http2.DELIVER, [(f"x-{i}", "a" * 3_000) for i in range(100)]))
-    assert b"grpc-status\x018" in attacker.received(1), "RESOURCE_EXHAUSTED"
+    assert b"grpc-status\x018" in attacker.received(5, awaited=b"grpc-status"), "RESOURCE_EXHAUSTED"
     assert not attacker.closed_within(0.1)
     until(lambda: door.metrics()["weighbridge_collector_open_streams"] == 0)
 
@@ -109,3 +110,23 @@ def test_streams_over_the_bounds_of_a_connection_and_of_an_agent_are_refused(
     # Sixteen at once come through to the service, which takes four.
     assert door.refusals("METER-002", "too_many_streams_of_agent") >= 12
     assert door.metrics()["weighbridge_collector_open_streams"] == 4
+
+
+def test_a_connection_that_is_slow_idle_or_old_is_ended(site: Site) -> None:
+    site.prepare(collector={"connections": {"handshake": "1s", "idle": "2s", "age": "10s"}})
+    site.start_collector()
+    door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
+    target = target_of(site, door.agent())
+    context = client_context(Path(target.ca_file), Path(target.agent_file))
+    with (
+        socket.create_connection(("127.0.0.1", target.ingest)) as slow,
+        Connection(target.ingest, context) as idle,
+        Connection(target.ingest, context) as old,
+    ):
+        slow.settimeout(5)
+        assert slow.recv(1) == b"", "it has not even said hello"
+        for one in (idle, old):
+            one.acknowledge()
+        old.send(http2.request(1, http2.DELIVER) + http2.message(1, Path(target.hello_file).read_bytes()))
+        assert idle.closed_within(8)
+        assert b"max_age" in old.received(15, awaited=b"max_age"), "a GOAWAY that says why"
