@@ -290,13 +290,17 @@ class Server:
             return
         self._reload_error = ""
         old, self._settings = self._settings, fresh
+        if old.listen != fresh.listen:
+            try:
+                self._write_endpoints()
+            except OSError as error:
+                log.warning("endpoints_not_written", error=error)
         self._pipeline.validator.bounds = fresh.validation.bounds()
         self._pipeline.max_queued_bytes = fresh.limits.queued
         self._pressure.bound_bytes = memory_bound(fresh)
         self._plans.settings = fresh.admission
         self._admission.reconsider(time.monotonic_ns())
         journal.configure(fresh.journal_level)
-        self._write_endpoints()
         restart = [
             name
             for name in (

@@ -48,12 +48,12 @@ class Pressure:
 
     async def watch(self) -> None:
         """Look for ever, until cancelled."""
-        libc = ctypes.CDLL(None)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         while True:
             before = self.high
-            if self.observe(resident_bytes()):
-                # malloc keeps freed pages for itself; here somebody waits for them.
-                await asyncio.to_thread(libc.malloc_trim, 0)
+            if self.observe(resident_bytes()) and trim is not None:
+                # glibc keeps freed pages for itself; here somebody waits for them.
+                await asyncio.to_thread(trim, 0)
                 self.observe(resident_bytes())
             if self.high and not before:
                 log.error(

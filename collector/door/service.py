@@ -182,9 +182,11 @@ class IngestService:
     async def _hello(self, context: Context, peer: Peer) -> None:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
-                first = _parse(await context.read())
+                data = await context.read()
         except TimeoutError:
             raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"no Hello within {HELLO_SECONDS:.0f} s") from None
+        await self._pay(peer, data)
+        first = _parse(data)
         if first is None or first.WhichOneof("kind") != "hello":
             self._refused(Meter.INVALID_BATCH, "no_hello")
             raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"{Meter.INVALID_BATCH}: a stream begins with Hello")
@@ -245,16 +247,22 @@ class IngestService:
 
     async def _read(self, context: Context, peer: Peer, waiting: _Answers) -> None:
         while (data := await context.read()) is not grpc.aio.EOF:
-            wait_seconds = self._occupancy.charge(peer.agent_id, len(data), time.monotonic_ns())
-            if wait_seconds:
-                self._tally.slowed_messages += 1
-                await asyncio.sleep(wait_seconds)
+            await self._pay(peer, data)
             answers = self._take_in(peer, data)
             # An agent that is silent from now on holds no memory but its stream's.
             del data
             if answers is not None:
                 await waiting.put(answers)
         await waiting.put(None)
+
+    async def _pay(self, peer: Peer, data: Any) -> None:
+        """Wait until the rate of this agent allows its message."""
+        if data is grpc.aio.EOF:
+            return
+        wait_seconds = self._occupancy.charge(peer.agent_id, len(data), time.monotonic_ns())
+        if wait_seconds:
+            self._tally.slowed_messages += 1
+            await asyncio.sleep(wait_seconds)
 
     def _take_in(self, peer: Peer, data: bytes) -> asyncio.Future[list[pb.Answer]] | None:
         """The answers to one message, as they will be; None to an empty one."""
