@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,11 +68,11 @@ def test_an_attack_leaves_the_others_served_the_collector_small_and_nothing_behi
 
 def sockets(pid: int) -> int:
     """Sockets that a process has open."""
-    return sum(str(path.readlink()).startswith("socket:") for path in fd_links(pid))
-
-
-def fd_links(pid: int) -> list[Path]:
-    return [path for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += str(path.readlink()).startswith("socket:")
+    return count
 
 
 @pytest.fixture
