@@ -71,8 +71,8 @@ def main() -> int:
 
 async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> tuple[dict[str, float], int]:
     """(figures, batches delivered)."""
-    calm = [_Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
-    noisy = [_Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
+    calm = [Client(site, enrol(authority), f"tenant-{number}") for number in range(CALM)]
+    noisy = [Client(site, enrol(authority), "noisy") for _ in range(NOISY)]
     for client in (*calm, *noisy):
         await client.connection.open()
     round_deliveries = round(ROUND_SECONDS * CALM_DELIVERIES_PER_SECOND)
@@ -121,7 +121,7 @@ async def _measure(site: Site, authority: CertificateAuthority, rounds: int) -> 
     return result, sum(client.connection.delivered for client in (*calm, *noisy))
 
 
-class _Client:
+class Client:
     """One agent with one open stream."""
 
     def __init__(self, site: Site, agent: SimulatedAgent, tenant: str) -> None:

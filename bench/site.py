@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +23,11 @@ class SiteError(Exception):
 
 
 class Site:
-    def __init__(self, directory: Path) -> None:
+    """`runner`: a command that runs the daemons as somebody else, such as setpriv."""
+
+    def __init__(self, directory: Path, runner: Sequence[str] = ()) -> None:
         self.directory = directory
+        self._runner = list(runner)
         self.collector_file = directory / "collector.yaml"
         self.agent_file = directory / "agent.yaml"
         self.collector: subprocess.Popen[bytes] | None = None
@@ -150,7 +153,7 @@ class Site:
     def _start(self, part: str, file: Path) -> subprocess.Popen[bytes]:
         with (self.directory / f"{part}.journal").open("ab") as journal:
             return subprocess.Popen(
-                [sys.executable, "-m", part, "--config", str(file), "run"],
+                [*self._runner, sys.executable, "-m", part, "--config", str(file), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=journal,
                 stderr=journal,

@@ -11,7 +11,7 @@ import msgspec
 from collector.decide.validate import Bounds
 from collector.errors import CollectorError
 from wire.daemon.settings import Bytes, Seconds, SettingsError, load
-from wire.limits import MAX_BATCH_BYTES
+from wire.limits import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES
 
 DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
@@ -65,10 +65,57 @@ class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ] = Bytes(256 << 20)
 
 
+class Connections(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What one connection may cost, whoever it is: bounds of the gRPC library, set when a door is opened."""
+
+    most: Annotated[
+        int,
+        D(
+            description="at the ingest door, those in the TLS handshake too; further ones are hung up on. Each may cost 60 KiB",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = 20_512
+    handshake: Annotated[Seconds, D(description="1s to 1m: from connect to the end of the TLS handshake")] = (
+        Seconds(10)
+    )
+    idle: Annotated[Seconds, D(description="1s or more: a connection without a stream is closed")] = Seconds(
+        300
+    )
+    age: Annotated[
+        Seconds,
+        D(
+            description="10s or more: then an agent has to connect again; agents renew their certificate sooner"
+        ),
+    ] = Seconds(86_400)
+
+
 class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Bounds. What hits one is counted, and answered with RETRY."""
 
     streams: Annotated[int, D(description="agents connected at once", ge=1, le=1_000_000)] = 20_000
+    streams_per_agent: Annotated[
+        int, D(description="of one agent; it needs two while it renews its certificate", ge=2, le=1_000)
+    ] = 4
+    streams_per_address: Annotated[
+        int, D(description="from one address; agents behind one NAT share it", ge=2, le=1_000_000)
+    ] = 20_000
+    bytes_per_second: Annotated[
+        Bytes,
+        D(
+            description="of one agent, before anything is parsed; above it the agent is read more slowly. 1MiB or more"
+        ),
+    ] = Bytes(32 << 20)
+    burst: Annotated[Bytes, D(description="bytes of one agent that may come at once, 4MiB or more")] = Bytes(
+        128 << 20
+    )
+    memory: Annotated[
+        Bytes | None,
+        D(
+            description="with more resident memory than this agents are told RETRY and new ones are turned away;"
+            " null: three quarters of what the cgroup or the host has"
+        ),
+    ] = None
     queued: Annotated[Bytes, D(description="batches in memory that wait for the disk")] = Bytes(64 << 20)
     in_flight: Annotated[
         int, D(description="unanswered batches of one agent; at most the window of 256", ge=1, le=256)
@@ -236,6 +283,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     listen: Listen = Listen()
     tls: Tls = Tls()
     log: Log = Log()
+    connections: Connections = Connections()
     limits: Limits = Limits()
     validation: Validation = Validation()
     admission: AdmissionSettings = AdmissionSettings()
@@ -299,6 +347,9 @@ def read(path: Path | None) -> Settings:
     trouble = _kafka_trouble(settings.handoff.kafka)
     if trouble:
         raise SettingsError(f"{path}: handoff.kafka.{trouble}")
+    trouble = _door_trouble(settings)
+    if trouble:
+        raise SettingsError(f"{path}: {trouble}")
     for key, address in (
         ("listen.ingest", settings.listen.ingest),
         ("listen.enrolment", settings.listen.enrolment),
@@ -309,6 +360,24 @@ def read(path: Path | None) -> Settings:
             except CollectorError as error:
                 raise SettingsError(f"{path}: {key}: {error}") from None
     return settings
+
+
+def _door_trouble(settings: Settings) -> str:
+    """What bounds on single keys cannot say."""
+    connections, limits = settings.connections, settings.limits
+    if not 1 <= connections.handshake <= 60:
+        return "connections.handshake: 1s to 1m"
+    if connections.idle < 1:
+        return "connections.idle: 1s or more"
+    if connections.age < 10:
+        return "connections.age: 10s or more"
+    if limits.bytes_per_second < 1 << 20:
+        return "limits.bytes_per_second: 1MiB or more; an agent waits 60s for its answers"
+    if limits.burst < MAX_MESSAGE_BYTES:
+        return "limits.burst: 4MiB or more, so that one message of any size fits"
+    if limits.memory is not None and limits.memory < 128 << 20:
+        return "limits.memory: 128MiB or more; an idle collector uses half of that"
+    return ""
 
 
 def _kafka_trouble(kafka: Kafka) -> str:

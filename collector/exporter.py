@@ -83,6 +83,11 @@ class CollectorMetrics(Collector):
                 tally.broken_streams,
             ),
             (
+                "slowed_messages",
+                "Messages that waited because their agent sent more than its rate.",
+                tally.slowed_messages,
+            ),
+            (
                 "adopted_streams",
                 "Streams that went on beyond what this collector knew.",
                 tally.adopted_streams,

@@ -10,6 +10,7 @@ from collector.config import Settings
 from collector.decide.admission import Admission
 from collector.decide.bucket import MICRO
 from collector.door.expiry import expiries
+from collector.door.pressure import Pressure
 from collector.exporter import Gauge
 from collector.handoff.log import DurableLog
 from collector.handoff.receipts import Receipts
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     # Loaded only where they are used.
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
+
+
+def of_memory(pressure: Pressure) -> Iterator[Gauge]:
+    yield "memory_used_bytes", "Resident memory, as it was looked at last.", pressure.used_bytes
+    bound = "Resident memory above which agents are told RETRY."
+    yield "memory_bound_bytes", bound, pressure.bound_bytes
+    yield "memory_short", "1 while that is exceeded.", float(pressure.high)
 
 
 def of_log(log: DurableLog, streams: int) -> Iterator[Gauge]:

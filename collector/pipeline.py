@@ -127,7 +127,7 @@ class Pipeline:
         self._streams = streams
         self._log = durable_log
         self._admission = judge
-        self._max_queued_bytes = max_queued_bytes
+        self.max_queued_bytes = max_queued_bytes
         self._receipts = receipts
         self.notices = Notices()
         self._waiting_bytes = 0
@@ -162,6 +162,12 @@ class Pipeline:
         current = self._stream(agent_id, hello.epoch)
         return Opened(current.watermark, self._streams.latest_epoch(agent_id))
 
+    def put_off(self, items: Sequence[pb.Item], reason: Reason) -> asyncio.Future[list[pb.Answer]]:
+        """RETRY to all of them, for a reason that will not pass at once."""
+        done: asyncio.Future[list[pb.Answer]] = self._loop.create_future()
+        done.set_result([self._retry(item, reason, RETRY_WHEN_REPAIRED_MS) for item in items])
+        return done
+
     def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
         """Judge items now; the future has one answer per item, in order, once they are durable."""
         job = _Job(peer, self._loop.create_future())
@@ -170,7 +176,7 @@ class Pipeline:
             reason = Reason.REASON_STORAGE_UNAVAILABLE if receipts.trouble else Reason.REASON_OVERLOADED
             wait_ms = RETRY_WHEN_REPAIRED_MS if receipts.trouble else RETRY_SOON_MS
             job.answers = [self._retry(item, reason, wait_ms) for item in items]
-        elif self._waiting_bytes > self._max_queued_bytes:
+        elif self._waiting_bytes > self.max_queued_bytes:
             job.answers = [self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS) for item in items]
         else:
             judge = self._judge

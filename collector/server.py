@@ -9,25 +9,20 @@ import os
 import signal
 import time
 from collections.abc import Coroutine, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import grpc
-import grpc.aio
 
 from collector import gauges
 from collector.admission_answers import AdmissionAnswers
 from collector.audit import Audit
-from collector.config import Settings, read, split_address
+from collector.config import Settings, read
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
-from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
-from collector.door.enrolment import EnrolmentService
 from collector.door.importing import MAX_REQUEST_BYTES, Importer
-from collector.door.service import IngestService
+from collector.door.listeners import Listeners
+from collector.door.pressure import Pressure, available_bytes
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics, Gauge
 from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, Recent, damage_text, scan
@@ -45,15 +40,12 @@ from wire.daemon.control import ControlSocket
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
-from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
-from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 
 if TYPE_CHECKING:
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
 
 CHECKPOINT_SECONDS = 5.0
-DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
 OVERRIDES_FILE = "plans.json"
 ENDPOINTS_FILE = "endpoints.json"
@@ -79,7 +71,9 @@ class Server:
         self._publisher: Publisher | None = None
         self._receipts: Receipts | None = None
         self._webhook: WebhookSender | None = None
+        self._pressure = Pressure(memory_bound(settings))
         self._stop = asyncio.Event()
+        self._asked_to_reload = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
 
@@ -159,74 +153,31 @@ class Server:
     async def _serve(self, replayed: int) -> None:
         settings = self._settings
         authority = None if settings.external_ca else CertificateAuthority(settings.ca_dir, self._audit)
-        trust_domain = authority.trust_domain if authority else settings.tls.trust_domain
-        authenticator = Authenticator(trust_domain, authority.registry if authority else None)
-        service = IngestService(
-            self._pipeline, authenticator, settings.limits.streams, settings.limits.in_flight
-        )
-        options: list[tuple[str, Any]] = [
-            *SERVER_OPTIONS,
-            ("grpc.max_allowed_incoming_connections", settings.limits.streams + 64),
-        ]
-        ingest = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.limits.streams + 64)
-        ingest.add_generic_rpc_handlers((service.handler(),))
-        pair, client_ca = _key_material(settings, authority)
-        ports = {"ingest": self._listen(ingest, "listen.ingest", settings.listen.ingest, pair, client_ca)}
-        servers = [ingest]
-        if authority is not None:
-            advertised = settings.listen.advertise or [f":{ports['ingest']}"]
-            enrolment = EnrolmentService(
-                authority, authenticator, advertised, timedelta(seconds=settings.tls.certificate_life)
-            )
-            add_EnrolmentServicer_to_server(enrolment, ingest)
-            if settings.listen.enrolment:
-                door = grpc.aio.server(options=options, maximum_concurrent_rpcs=64)
-                add_EnrolmentServicer_to_server(enrolment, door)
-                ports["enrolment"] = self._listen(
-                    door, "listen.enrolment", settings.listen.enrolment, pair, None
-                )
-                servers.append(door)
+        self._listeners = Listeners(settings, self._pipeline, authority, self._pressure)
         local = self._local_port()
         self._importer = Importer(self._pipeline, authority.registry if authority else None, self._audit)
         control = ControlSocket(settings.control_socket, self._answer, MAX_REQUEST_BYTES)
         try:
             local.start()
-            ports["local"] = local.port
+            self._local = local.port
             await control.start()
-            for server in servers:
-                await server.start()
-            _write_endpoints(settings.state_dir / ENDPOINTS_FILE, ports)
+            await self._listeners.open()
+            ports = self._write_endpoints()
             self._signals()
             log.info("listening", **ports, streams=len(self._streams), replayed_records=replayed)
-            await self._until_stopped(service)
+            await self._until_stopped()
             log.info("stopping")
-            service.say_goodbye()
-            for server in servers:
-                await server.stop(DRAIN_SECONDS)
+            await self._listeners.close()
         finally:
             await control.close()
             local.close()
-            for server in servers:
-                await server.stop(0)
+            await self._listeners.close(0)
 
-    def _listen(
-        self,
-        server: grpc.aio.Server,
-        key: str,
-        address: str,
-        pair: Any,
-        client_ca: Any,
-    ) -> int:
-        split_address(address)
-        try:
-            port = server.add_secure_port(address, server_credentials(pair, client_ca))
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise CollectorError(
-                f"{address} cannot be opened: it is in use, or not of this host; set `{key}` to another"
-            )
-        return port
+    def _write_endpoints(self) -> dict[str, int]:
+        ports = {**self._listeners.ports, "local": self._local}
+        found = {**ports, "pid": os.getpid(), "since": int(time.time())}
+        replace_durably(self._settings.state_dir / ENDPOINTS_FILE, json.dumps(found).encode() + b"\n", 0o644)
+        return ports
 
     def _local_port(self) -> LocalPort:
         registry = new_registry()
@@ -235,6 +186,7 @@ class Server:
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
     def _gauges(self) -> Iterator[Gauge]:
+        yield from gauges.of_memory(self._pressure)
         yield from gauges.of_log(self._log, len(self._streams))
         yield from gauges.of_admission(self._admission, len(self._plans.overrides))
         yield from gauges.of_shared_buckets(self._settler, self._admission)
@@ -266,13 +218,17 @@ class Server:
             reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
         if self._receipts is not None and self._receipts.trouble:
             reasons["kafka_unavailable"] = f"METER-001: {self._receipts.trouble}"
+        if self._pressure.high:
+            reasons["memory_short"] = self._pressure.trouble
         if self._reload_error:
             reasons["reload_failed"] = self._reload_error
         return reasons
 
-    async def _until_stopped(self, service: IngestService) -> None:
+    async def _until_stopped(self) -> None:
         work: list[Coroutine[Any, Any, object]] = [
-            service.watch(),
+            self._listeners.watch(),
+            self._pressure.watch(),
+            self._reload_when_asked(),
             self._keep_checkpoint(),
             self._releaser.run(),
             self._stop.wait(),
@@ -317,19 +273,36 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload.set)
 
-    def reload(self) -> None:
-        """Take up what can change while running; a file that cannot be read changes nothing."""
+    async def _reload_when_asked(self) -> None:
+        """One reload at a time; being asked again meanwhile means once more."""
+        while True:
+            await self._asked_to_reload.wait()
+            self._asked_to_reload.clear()
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Take up what can change while running. A file that cannot be read, or an address that cannot be opened,
+        changes nothing.
+        """
         try:
             fresh = read(self._file)
-        except SettingsError as error:
+            await self._listeners.replace(fresh)
+        except (SettingsError, CollectorError) as error:
             self._reload_error = str(error)
             log.error("reload_failed", error=str(error))
             return
         self._reload_error = ""
         old, self._settings = self._settings, fresh
+        if old.listen != fresh.listen:
+            try:
+                self._write_endpoints()
+            except OSError as error:
+                log.warning("endpoints_not_written", error=error)
         self._pipeline.validator.bounds = fresh.validation.bounds()
+        self._pipeline.max_queued_bytes = fresh.limits.queued
+        self._pressure.bound_bytes = memory_bound(fresh)
         self._plans.settings = fresh.admission
         self._admission.reconsider(time.monotonic_ns())
         journal.configure(fresh.journal_level)
@@ -337,10 +310,9 @@ class Server:
             name
             for name in (
                 "state_dir",
-                "listen",
                 "tls",
                 "log",
-                "limits",
+                "connections",
                 "shared",
                 "handoff",
                 "webhook",
@@ -376,6 +348,12 @@ class Server:
                 for tenant, t in sorted(tally.tenants.items())
             },
         }
+
+
+def memory_bound(settings: Settings) -> int:
+    """Resident memory above which agents are told RETRY."""
+    bound = settings.limits.memory
+    return available_bytes() * 3 // 4 if bound is None else bound
 
 
 def load(
@@ -417,30 +395,3 @@ def load(
             known.mark(record.seq, record.digest)
     admission.restored(now_ns)
     return count
-
-
-def _key_material(settings: Settings, authority: CertificateAuthority | None) -> tuple[Any, Any]:
-    """(current key and chain, current client CA), both asked at each handshake."""
-    tls = settings.tls
-    if authority is not None:
-        return authority.server_pair, lambda: authority.ca_pem
-    certificate, key, client_ca = tls.certificate_file, tls.key_file, tls.client_ca_file
-    assert certificate is not None
-    assert key is not None
-    assert client_ca is not None
-
-    def read_file(path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise CollectorError(f"{path}: {error.strerror}; make it readable for this user") from error
-
-    def pair() -> PemPair:
-        return read_file(key), read_file(certificate)
-
-    return pair, lambda: read_file(client_ca)
-
-
-def _write_endpoints(path: Path, ports: dict[str, int]) -> None:
-    found = {**ports, "pid": os.getpid(), "since": int(time.time())}
-    replace_durably(path, json.dumps(found).encode() + b"\n", 0o644)

@@ -39,6 +39,7 @@ class Tally:
     open_streams: int = 0
     adopted_streams: int = 0
     broken_streams: int = 0
+    slowed_messages: int = 0
     released_batches: int = 0
     unreadable_parked: int = 0
     commits: int = 0

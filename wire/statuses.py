@@ -38,7 +38,7 @@ def meter_code(reason: Reason) -> Meter | None:
         return Meter.IDENTITY_CONFLICT
     if reason == Reason.REASON_STORAGE_UNAVAILABLE:
         return Meter.DATABASE_UNAVAILABLE
-    if reason in (Reason.REASON_OVERLOADED, Reason.REASON_PARK_FULL):
+    if reason in (Reason.REASON_OVERLOADED, Reason.REASON_PARK_FULL, Reason.REASON_MEMORY):
         return Meter.BUFFER_OVERFLOW
     if Reason.REASON_DIGEST_MISMATCH <= reason <= Reason.REASON_CHAIN_BROKEN:
         return Meter.INVALID_BATCH

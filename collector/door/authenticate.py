@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import NamedTuple
 
 from cryptography import x509
@@ -27,6 +28,13 @@ class Peer(NamedTuple):
     """Unix seconds."""
     tenants: frozenset[str] | None
     """Tenants it may report; None: any."""
+
+
+class Standing(Enum):
+    GOOD = "good"
+    REVOKED = "revoked"
+    CHANGED = "changed"
+    """It may report other tenants than when it came in."""
 
 
 class Authenticator:
@@ -58,15 +66,29 @@ class Authenticator:
             certificate.not_valid_after_utc.timestamp(),
             self._tenants(agents[0]),
         )
-        if not self.still_valid(peer):
+        if self.expired(peer) or self._revoked(peer):
             raise NotAuthenticated("the certificate is revoked or has expired: enrol again")
         return peer
 
-    def still_valid(self, peer: Peer) -> bool:
-        """Whether a stream of this peer may stay open. Cheap enough to ask every few seconds."""
-        if time.time() > peer.not_after:
-            return False
-        return self._registry is None or not self._registry.revoked(peer.serial, peer.agent_id)
+    @property
+    def version(self) -> tuple[int, int]:
+        """As long as it is the same, nobody's standing has changed."""
+        return (0, 0) if self._registry is None else self._registry.version
+
+    def expired(self, peer: Peer) -> bool:
+        return time.time() > peer.not_after
+
+    def standing(self, peer: Peer) -> Standing:
+        """Of somebody who came in earlier."""
+        if self._revoked(peer):
+            return Standing.REVOKED
+        try:
+            return Standing.GOOD if self._tenants(peer.agent_id) == peer.tenants else Standing.CHANGED
+        except NotAuthenticated:
+            return Standing.REVOKED
+
+    def _revoked(self, peer: Peer) -> bool:
+        return self._registry is not None and self._registry.revoked(peer.serial, peer.agent_id)
 
     def _tenants(self, agent_id: AgentId) -> frozenset[str] | None:
         if self._registry is None:

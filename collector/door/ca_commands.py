@@ -67,6 +67,13 @@ def add_commands(
     revoke.add_argument("agent_or_serial")
     revoke.set_defaults(handler=lambda args: _revoke(args, authority_of(args)))
 
+    permit = ca.add_parser("permit", help="say which tenants an agent may report; holds within 5 s")
+    permit.add_argument("agent_id")
+    which = permit.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tenant", action="append", help="one of them; repeatable")
+    which.add_argument("--any", action="store_true", help="any tenant")
+    permit.set_defaults(handler=lambda args: _permit(args, authority_of(args)))
+
     listing = ca.add_parser("list", help="the certificates that were issued")
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(handler=lambda args: _list(args, authority_of(args)))
@@ -120,6 +127,17 @@ def _revoke(args: argparse.Namespace, authority: CertificateAuthority) -> int:
             f"nothing valid is known by `{args.agent_or_serial}`; see `weighbridge-collector ca list`"
         )
     print("revoked; open streams are cut within 5 s")
+    return 0
+
+
+def _permit(args: argparse.Namespace, authority: CertificateAuthority) -> int:
+    tenants = None if args.any else frozenset(args.tenant)
+    if not authority.registry.permit(AgentId(args.agent_id), tenants):
+        raise CollectorError(
+            f"agent `{args.agent_id}` is not enrolled here; see `weighbridge-collector ca list`"
+        )
+    print("permitted; its streams begin anew within 5 s")
+    _warn_of_missing_tenant(args.tenant)
     return 0
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
@@ -22,8 +23,9 @@ from wire.v1 import ingest_pb2 as pb
 from wire.v1.ingest_pb2_grpc import EnrolmentServicer
 
 REFUSAL_SECONDS = 0.5
-"""Every refusal takes this long, and at most MAX_WAITING wait: guessing is slow and cannot pile up."""
-MAX_WAITING = 16
+"""Every refusal takes this long: guessing is slow."""
+MAX_CALLS = 64
+"""Enrolments and renewals under way, refusals that wait among them."""
 
 log = Journal("collector.enrolment")
 
@@ -38,17 +40,35 @@ class EnrolmentService(EnrolmentServicer):
         collectors: Sequence[str],
         certificate_life: timedelta,
     ) -> None:
+        self.collectors = list(collectors)
+        self.certificate_life = certificate_life
         self._authority = authority
         self._authenticator = authenticator
-        self._collectors = list(collectors)
-        self._life = certificate_life
-        self._waiting = 0
+        self._calls = 0
 
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
-        if self._waiting >= MAX_WAITING:
+        async with self._place(context):
+            return await self._enrol(request, context)
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        async with self._place(context):
+            return await self._renew(request, context)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, context: Context) -> AsyncIterator[None]:
+        """One of the calls that may be under way."""
+        if self._calls >= MAX_CALLS:
             await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, "too many refusals at once; try again in a second"
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"ERR_MAX_CONCURRENCY_REACHED: {MAX_CALLS} enrolments are under way; try again in a second",
             )
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    async def _enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
         registry = self._authority.registry
         try:
             # The request first: one that cannot be signed must not use up the token.
@@ -58,7 +78,7 @@ class EnrolmentService(EnrolmentServicer):
                 registry.spend, request.token, wanted, request.host, int(time.time())
             )
             chain = await asyncio.to_thread(
-                self._authority.issue_agent, request.csr_der, record.agent_id, self._life
+                self._authority.issue_agent, request.csr_der, record.agent_id, self.certificate_life
             )
         except TokenRefused as error:
             log.warning("enrolment_refused", peer=context.peer(), reason=str(error))
@@ -72,14 +92,14 @@ class EnrolmentService(EnrolmentServicer):
             agent_id=record.agent_id,
             certificate_chain_pem=chain,
             ca_bundle_pem=self._authority.ca_pem,
-            collectors=self._collectors,
+            collectors=self.collectors,
         )
 
-    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+    async def _renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
         try:
             peer = await asyncio.to_thread(self._authenticator.peer, context.auth_context())
             chain = await asyncio.to_thread(
-                self._authority.issue_agent, request.csr_der, peer.agent_id, self._life
+                self._authority.issue_agent, request.csr_der, peer.agent_id, self.certificate_life
             )
         except NotAuthenticated as error:
             await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -99,9 +119,5 @@ class EnrolmentService(EnrolmentServicer):
         raise AssertionError("abort raises")
 
     async def _refuse(self, context: Context, code: grpc.StatusCode, text: str) -> None:
-        self._waiting += 1
-        try:
-            await asyncio.sleep(REFUSAL_SECONDS)
-        finally:
-            self._waiting -= 1
+        await asyncio.sleep(REFUSAL_SECONDS)
         await context.abort(code, text)

@@ -80,10 +80,10 @@ class Registry:
         self._db.close()
 
     @property
-    def version(self) -> int:
-        """Changes whenever another connection or process wrote."""
+    def version(self) -> tuple[int, int]:
+        """Changes whenever somebody wrote, here or in another process."""
         with self._lock:
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0]), self._db.total_changes
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -188,6 +188,16 @@ class Registry:
             if hit:
                 self._witness("revoked", agent_or_serial=agent_or_serial, records=hit)
         return hit
+
+    def permit(self, agent_id: AgentId, tenants: frozenset[str] | None) -> bool:
+        """Which tenants an agent may report from now on; False if it is not enrolled."""
+        with self._transaction():
+            hit = self._db.execute(
+                "UPDATE agent SET tenants = ? WHERE agent_id = ?", (_pack(tenants), agent_id)
+            ).rowcount
+            if hit:
+                self._witness("tenants_permitted", agent_id=agent_id, tenants=_listed(tenants))
+        return bool(hit)
 
     def agent(self, agent_id: AgentId) -> AgentRecord | None:
         with self._lock:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from collector.door.authenticate import Authenticator, NotAuthenticated, Peer
+from collector.decide.occupancy import Full, Occupancy
+from collector.door.authenticate import Authenticator, NotAuthenticated, Peer, Standing
+from collector.door.pressure import Pressure
 from collector.pipeline import Pipeline, TooManyEpochs
 from collector.state.memory import MAX_EPOCHS_PER_AGENT
 from wire.daemon.journal import Journal
 from wire.limits import MAX_BATCH_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_MESSAGE_BYTES, MAX_VALUE
-from wire.statuses import Meter
+from wire.statuses import Meter, Reason
 from wire.v1 import ingest_pb2 as pb
 
 HELLO_SECONDS = 20.0
-RECHECK_SECONDS = 2.0
-"""How often the standing of connected agents is looked at; a revoked one is cut off within 5 s."""
+MAX_CONCURRENCY = "ERR_MAX_CONCURRENCY_REACHED"
+GOODBYE = "shutting down; try another collector"
 
 READ_AHEAD_DELIVERIES = 8
 """Deliveries of one stream that are judged while earlier ones wait for the disk."""
@@ -47,10 +51,6 @@ class _Cut(Exception):
         self.code, self.text = code, text
 
 
-class _Unreadable:
-    """A message that is no DeliverRequest."""
-
-
 class _Session:
     """One connected agent."""
 
@@ -60,29 +60,35 @@ class _Session:
         self.peer = peer
         self.cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def end(self, code: grpc.StatusCode, text: str) -> None:
+        if not self.cut.done():
+            self.cut.set_exception(_Cut(code, text))
+
 
 class IngestService:
+    """The RPC of one listener. Several share `occupancy` while one replaces another."""
+
     def __init__(
         self,
         pipeline: Pipeline,
         authenticator: Authenticator,
-        max_streams: int,
-        max_in_flight: int,
+        occupancy: Occupancy,
+        pressure: Pressure,
+        max_in_flight: Callable[[], int],
     ) -> None:
         self._pipeline = pipeline
         self._tally = pipeline.tally
         self._authenticator = authenticator
-        self._max_streams = max_streams
+        self._occupancy = occupancy
+        self._pressure = pressure
         self._max_in_flight = max_in_flight
         self._sessions: set[_Session] = set()
         self._closing = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The RPC, with a parser that answers instead of failing inside gRPC."""
-        deliver = grpc.stream_stream_rpc_method_handler(
-            self.Deliver,
-            request_deserializer=_parse,
-            response_serializer=pb.DeliverResponse.SerializeToString,
+        """The RPC. Requests stay bytes: what an agent may not send yet is not parsed either."""
+        deliver: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            self.Deliver, response_serializer=pb.DeliverResponse.SerializeToString
         )
         return grpc.method_handlers_generic_handler("weighbridge.v1.Ingest", {"Deliver": deliver})
 
@@ -92,20 +98,35 @@ class IngestService:
         except _Cut as cut:
             await context.abort(cut.code, cut.text)
 
-    async def watch(self) -> None:
-        """Cut the streams of agents that are no longer welcome. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(RECHECK_SECONDS)
-            for session in list(self._sessions):
-                if not session.cut.done() and not self._authenticator.still_valid(session.peer):
-                    log.warning("agent_cut_off", code=Meter.NOT_AUTHORISED, agent_id=session.peer.agent_id)
-                    self._refused(Meter.NOT_AUTHORISED, "revoked_or_expired")
-                    session.cut.set_exception(
-                        _Cut(
-                            grpc.StatusCode.UNAUTHENTICATED,
-                            f"{Meter.NOT_AUTHORISED}: the certificate is revoked or has expired: enrol again",
-                        )
-                    )
+    def cut_expired(self) -> None:
+        for session in self._sessions:
+            if self._authenticator.expired(session.peer):
+                self._cut_off(session)
+
+    async def recheck(self) -> None:
+        """Cut whoever was revoked since it came in, or may report other tenants now."""
+        sessions = list(self._sessions)
+        standing = self._authenticator.standing
+        # In a thread: each is a query, and twenty thousand of them would hold up everybody.
+        standings = await asyncio.to_thread(lambda: [standing(session.peer) for session in sessions])
+        for session, found in zip(sessions, standings, strict=True):
+            if found is Standing.REVOKED:
+                self._cut_off(session)
+            elif found is Standing.CHANGED:
+                log.info("agent_tenants_changed", agent_id=session.peer.agent_id)
+                session.end(
+                    grpc.StatusCode.UNAVAILABLE, "the tenants of this agent have changed; connect again"
+                )
+
+    def _cut_off(self, session: _Session) -> None:
+        if session.cut.done():
+            return
+        log.warning("agent_cut_off", code=Meter.NOT_AUTHORISED, agent_id=session.peer.agent_id)
+        self._refused(Meter.NOT_AUTHORISED, "revoked_or_expired")
+        session.end(
+            grpc.StatusCode.UNAUTHENTICATED,
+            f"{Meter.NOT_AUTHORISED}: the certificate is revoked or has expired: enrol again",
+        )
 
     def say_goodbye(self) -> None:
         """End every stream once what was received is answered; take no new one."""
@@ -116,19 +137,24 @@ class IngestService:
 
     async def _stream(self, context: Context) -> None:
         if self._closing:
-            raise _Cut(grpc.StatusCode.UNAVAILABLE, "shutting down; try another collector")
-        if len(self._sessions) >= self._max_streams:
-            self._refused(Meter.BUFFER_OVERFLOW, "too_many_streams")
-            raise _Cut(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "ERR_MAX_CONCURRENCY_REACHED: `limits.streams` agents are connected; try another collector",
-            )
+            raise _Cut(grpc.StatusCode.UNAVAILABLE, GOODBYE)
+        if self._pressure.high:
+            self._refused(Meter.BUFFER_OVERFLOW, "memory")
+            raise _Cut(grpc.StatusCode.RESOURCE_EXHAUSTED, self._pressure.trouble)
+        if self._occupancy.streams >= self._occupancy.room.streams:
+            # Before the certificate is read: nothing is cheaper to refuse.
+            raise self._full(Full("too_many_streams", "streams"))
         try:
             peer = self._authenticator.peer(context.auth_context())
         except NotAuthenticated as error:
             self._refused(Meter.NOT_AUTHORISED, "not_authenticated")
             log.warning("agent_refused", code=Meter.NOT_AUTHORISED, peer=context.peer(), error=str(error))
             raise _Cut(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+        address = context.peer().rpartition(":")[0]
+        try:
+            self._occupancy.enter(peer.agent_id, address)
+        except Full as full:
+            raise self._full(full) from None
         session = _Session(peer)
         self._sessions.add(session)
         self._tally.connections += 1
@@ -144,15 +170,24 @@ class IngestService:
         finally:
             self._tally.open_streams -= 1
             self._sessions.discard(session)
+            self._occupancy.leave(peer.agent_id, address, time.monotonic_ns())
             session.cut.cancel()
+
+    def _full(self, full: Full) -> _Cut:
+        self._refused(Meter.BUFFER_OVERFLOW, full.reason)
+        return _Cut(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CONCURRENCY}: {full} is reached; try another collector"
+        )
 
     async def _hello(self, context: Context, peer: Peer) -> None:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
-                first = await context.read()
+                data = await context.read()
         except TimeoutError:
             raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"no Hello within {HELLO_SECONDS:.0f} s") from None
-        if not isinstance(first, pb.DeliverRequest) or first.WhichOneof("kind") != "hello":
+        await self._pay(peer, data)
+        first = _parse(data)
+        if first is None or first.WhichOneof("kind") != "hello":
             self._refused(Meter.INVALID_BATCH, "no_hello")
             raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"{Meter.INVALID_BATCH}: a stream begins with Hello")
         epochs = [first.hello.epoch, *(old.epoch for old in first.hello.older)]
@@ -173,7 +208,7 @@ class IngestService:
         await context.write(
             pb.DeliverResponse(
                 welcome=pb.Welcome(
-                    max_in_flight=self._max_in_flight,
+                    max_in_flight=self._max_in_flight(),
                     max_message_bytes=MAX_MESSAGE_BYTES,
                     max_batch_bytes=MAX_BATCH_BYTES,
                     watermark=opened.watermark,
@@ -203,7 +238,7 @@ class IngestService:
             reader.cancel()
             await waiting.put(None)
             await writer
-            raise trouble or _Cut(grpc.StatusCode.UNAVAILABLE, "shutting down; try another collector")
+            raise trouble or _Cut(grpc.StatusCode.UNAVAILABLE, GOODBYE)
         finally:
             for task in (reader, writer):
                 task.cancel()
@@ -211,27 +246,45 @@ class IngestService:
                     await task
 
     async def _read(self, context: Context, peer: Peer, waiting: _Answers) -> None:
-        while True:
-            message = await context.read()
-            if message is grpc.aio.EOF:
-                await waiting.put(None)
-                return
-            if not isinstance(message, pb.DeliverRequest) or message.WhichOneof("kind") != "delivery":
-                self._refused(Meter.INVALID_BATCH, "unreadable_message")
-                raise _Cut(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"{Meter.INVALID_BATCH}: not a Delivery; the two sides do not speak the same version",
-                )
-            items = message.delivery.items
-            if len(items) > MAX_ITEMS_PER_DELIVERY:
-                self._refused(Meter.INVALID_BATCH, "too_many_items")
-                raise _Cut(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"{Meter.INVALID_BATCH}: {len(items)} items in a Delivery, at most {MAX_ITEMS_PER_DELIVERY}",
-                )
-            if not items:
-                continue
-            await waiting.put(self._pipeline.deliver(peer, items))
+        while (data := await context.read()) is not grpc.aio.EOF:
+            await self._pay(peer, data)
+            answers = self._take_in(peer, data)
+            # An agent that is silent from now on holds no memory but its stream's.
+            del data
+            if answers is not None:
+                await waiting.put(answers)
+        await waiting.put(None)
+
+    async def _pay(self, peer: Peer, data: Any) -> None:
+        """Wait until the rate of this agent allows its message."""
+        if data is grpc.aio.EOF:
+            return
+        wait_seconds = self._occupancy.charge(peer.agent_id, len(data), time.monotonic_ns())
+        if wait_seconds:
+            self._tally.slowed_messages += 1
+            await asyncio.sleep(wait_seconds)
+
+    def _take_in(self, peer: Peer, data: bytes) -> asyncio.Future[list[pb.Answer]] | None:
+        """The answers to one message, as they will be; None to an empty one."""
+        message = _parse(data)
+        if message is None or message.WhichOneof("kind") != "delivery":
+            self._refused(Meter.INVALID_BATCH, "unreadable_message")
+            raise _Cut(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{Meter.INVALID_BATCH}: not a Delivery; the two sides do not speak the same version",
+            )
+        items = message.delivery.items
+        if len(items) > MAX_ITEMS_PER_DELIVERY:
+            self._refused(Meter.INVALID_BATCH, "too_many_items")
+            raise _Cut(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{Meter.INVALID_BATCH}: {len(items)} items in a Delivery, at most {MAX_ITEMS_PER_DELIVERY}",
+            )
+        if not items:
+            return None
+        if self._pressure.high:
+            return self._pipeline.put_off(items, Reason.REASON_MEMORY)
+        return self._pipeline.deliver(peer, items)
 
     async def _write(self, context: Context, waiting: _Answers) -> None:
         while (future := await waiting.get()) is not None:
@@ -242,8 +295,9 @@ class IngestService:
         self._tally.refusals[code, reason] += 1
 
 
-def _parse(data: bytes) -> pb.DeliverRequest | _Unreadable:
+def _parse(data: Any) -> pb.DeliverRequest | None:
+    """None if it is no such message, or the end."""
     try:
-        return pb.DeliverRequest.FromString(data)
+        return None if data is grpc.aio.EOF else pb.DeliverRequest.FromString(data)
     except DecodeError:
-        return _Unreadable()
+        return None

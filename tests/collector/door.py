@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -51,6 +52,10 @@ class Door:
         assert responses[0].WhichOneof("kind") == "welcome"
         return [a for r in responses[1:] for a in r.answers.answers]
 
+    def open(self, agent: SimulatedAgent, epoch: int = 1) -> OpenStream:
+        """A stream that stays open until it is closed; RpcError if it is not welcomed."""
+        return OpenStream(self.channel(agent), Stream(agent.agent_id, epoch))
+
     def metrics(self) -> dict[str, float]:
         with urllib.request.urlopen(
             f"http://127.0.0.1:{self.site.ports['local']}/metrics", timeout=10
@@ -67,6 +72,60 @@ class Door:
     def log(self, *options: str) -> list[dict[str, Any]]:
         done = self.site.command("collector", "log", "cat", "--json", *options)
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+class OpenStream:
+    """A welcomed stream."""
+
+    def __init__(self, channel: grpc.Channel, stream: Stream) -> None:
+        self.stream = stream
+        self._channel = channel
+        self.last: list[pb.Item] = []
+        self._requests: queue.Queue[pb.DeliverRequest | None] = queue.Queue()
+        self._requests.put(stream.hello())
+        self._responses: Any = IngestStub(channel).Deliver(iter(self._requests.get, None), timeout=60)
+        try:
+            self.welcome = next(self._responses).welcome
+        except BaseException:
+            self.close()
+            raise
+
+    def deliver(self, count: int) -> list[pb.Answer]:
+        """The answers to so many new batches."""
+        self.last = [self.stream.next() for _ in range(count)]
+        return self.again()
+
+    def again(self) -> list[pb.Answer]:
+        """The answers to the last batches, sent once more."""
+        self._requests.put(pb.DeliverRequest(delivery=pb.Delivery(items=self.last)))
+        answers: list[pb.Answer] = []
+        while len(answers) < len(self.last):
+            answers.extend(next(self._responses).answers.answers)
+        return answers
+
+    def send_rubbish(self, sizes: list[int]) -> None:
+        """Deliveries of so many bytes whose one item is nothing; nobody waits for answers."""
+        for size in sizes:
+            item = pb.Item(epoch=self.stream.epoch, seq=1, batch=bytes(size))
+            self._requests.put(pb.DeliverRequest(delivery=pb.Delivery(items=[item])))
+
+    def end(self) -> grpc.RpcError:
+        """How the other side ends it, once it does."""
+        try:
+            next(self._responses)
+        except grpc.RpcError as error:
+            return error
+        raise AssertionError("it said something else")
+
+    def close(self) -> None:
+        self._requests.put(None)
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def statuses(answers: list[pb.Answer]) -> list[str]:

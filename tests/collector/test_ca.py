@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from bench.fleet import key_and_request
-from collector.door.authenticate import Authenticator, NotAuthenticated
+from collector.door.authenticate import Authenticator, NotAuthenticated, Standing
 from collector.door.ca import CertificateAuthority, CsrRefused
 from collector.door.registry import Registry, TokenRefused
 from collector.errors import CollectorError
@@ -130,9 +130,17 @@ def test_revocation_is_seen_at_once_by_another_process_view(authority: Certifica
     authority.registry.add_agent(agent, "host", None)
     authenticator = Authenticator(DOMAIN, Registry(authority.directory / "registry.db"))
     peer = authenticator.peer(context(pem))
-    assert authenticator.still_valid(peer)
+    version = authenticator.version
+    assert authenticator.standing(peer) is Standing.GOOD
+    assert authority.registry.permit(agent, frozenset({"acme"}))
+    assert authenticator.standing(peer) is Standing.CHANGED
+    assert authenticator.version != version
+    version = authenticator.version
     assert authority.registry.revoke(agent) == 2
-    assert not authenticator.still_valid(peer)
+    assert authenticator.standing(peer) is Standing.REVOKED
+    assert authenticator.version != version
+    assert authenticator.version == authenticator.version
+    assert not authority.registry.permit(new_agent_id(), None)
     assert authority.registry.revoke("nobody") == 0
 
 

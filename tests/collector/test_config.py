@@ -124,3 +124,23 @@ def test_digits_that_are_no_number_are_no_port() -> None:
     for text in ("host:²", f"host:{'9' * 5_000}", "host:-1", "host: 1", "host:", "host"):
         with pytest.raises(CollectorError, match="HOST:PORT"):
             split_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("connections: {handshake: 2m}", "connections.handshake"),
+        ("connections: {idle: 500ms}", "connections.idle"),
+        ("connections: {age: 5s}", "connections.age"),
+        ("limits: {bytes_per_second: 64KiB}", "limits.bytes_per_second"),
+        ("limits: {burst: 1MiB}", "limits.burst"),
+        ("limits: {memory: 64MiB}", "limits.memory"),
+    ],
+)
+def test_a_bound_of_the_door_that_would_shut_out_honest_agents_is_named(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=says):
+        read(path)

@@ -238,6 +238,7 @@ CASES = (
         collector("unreadable_parked_batches_total", "0x30 1x30"),
         collector("unreadable_parked_batches_total", "0x60"),
     ),
+    Case("WeighbridgeMemoryShort", collector("memory_short", "1x60"), collector("memory_short", "1x58 0x9")),
     Case("WeighbridgeKafkaAway", collector("kafka_away", "1x60"), collector("kafka_away", "1x58 0x9")),
     Case(
         "WeighbridgeSharedBucketsAway",

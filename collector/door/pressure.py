@@ -1,0 +1,94 @@
+"""How much memory this process uses, and when that is too much.
+
+Above the bound agents are told RETRY and new ones are turned away, so that what is on its way to the disk can end; below
+nine tenths of it all is as before. Memory that was freed and not given back would keep the door shut for nothing, so it
+is asked for while the door is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from pathlib import Path
+
+from wire.daemon.journal import Journal
+from wire.statuses import Meter
+
+LOOK_SECONDS = 0.5
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MIB = 1 << 20
+
+log = Journal("collector.pressure")
+
+
+class Pressure:
+    """`bound_bytes` may be changed at any time."""
+
+    def __init__(self, bound_bytes: int) -> None:
+        self.bound_bytes = bound_bytes
+        self.used_bytes = 0
+        self.high = False
+
+    def observe(self, used_bytes: int) -> bool:
+        """Whether memory is short now; short stays short until a tenth of the bound is free."""
+        self.used_bytes = used_bytes
+        self.high = used_bytes > (self.bound_bytes * 9 // 10 if self.high else self.bound_bytes)
+        return self.high
+
+    @property
+    def trouble(self) -> str:
+        """For /readyz; empty if there is enough."""
+        if not self.high:
+            return ""
+        return (
+            f"{Meter.BUFFER_OVERFLOW}: {self.used_bytes / _MIB:.0f} MiB are in use, `limits.memory` is"
+            f" {self.bound_bytes / _MIB:.0f} MiB: agents are told RETRY, new ones are turned away"
+        )
+
+    async def watch(self) -> None:
+        """Look for ever, until cancelled."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        while True:
+            before = self.high
+            if self.observe(resident_bytes()) and trim is not None:
+                # glibc keeps freed pages for itself; here somebody waits for them.
+                await asyncio.to_thread(trim, 0)
+                self.observe(resident_bytes())
+            if self.high and not before:
+                log.error(
+                    "memory_short",
+                    code=Meter.BUFFER_OVERFLOW,
+                    used_bytes=self.used_bytes,
+                    bound_bytes=self.bound_bytes,
+                )
+            elif before and not self.high:
+                log.info("memory_recovered", used_bytes=self.used_bytes)
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE_BYTES
+
+
+def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """What this process may use at most: the smallest memory bound of its cgroups (v1 or v2), or the host's memory."""
+    least = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (cgroups / "memory", "memory.limit_in_bytes") if controllers else (cgroups, "memory.max")
+        place = root / path.lstrip("/")
+        for directory in (place, *place.parents):
+            if not directory.is_relative_to(root):
+                break
+            try:
+                text = (directory / name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit():
+                least = min(least, int(text))
+    return least
