@@ -23,6 +23,7 @@ from collector.config import Settings, read, split_address
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
+from collector.disk import wait_for_disk
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
@@ -45,6 +46,7 @@ from wire.daemon.control import ControlSocket
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
+from wire.daemon.systemd import Supervision
 from wire.tls import SERVER_OPTIONS, PemPair, server_credentials
 from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 
@@ -52,9 +54,13 @@ if TYPE_CHECKING:
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
 
+BEAT_SECONDS = 5.0
 CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
 STUCK_SECONDS = 60.0
+LOG_STUCK_SECONDS = 120.0
+"""A disk that is slow, or fails over, may need some time for one write; a restart would not make it faster."""
+READING_LOG = "reading the log"
 OVERRIDES_FILE = "plans.json"
 ENDPOINTS_FILE = "endpoints.json"
 
@@ -82,10 +88,17 @@ class Server:
         self._stop = asyncio.Event()
         self._reload_error = ""
         self._beat = time.monotonic()
+        self._starting = READING_LOG
+        """What a start is at; empty when it is done."""
+        self._supervision = Supervision(self._stuck, self._headline)
 
     async def run(self) -> None:
         settings = self._settings
         with contextlib.ExitStack() as closing:
+            for keeping in (self._keep_beat(), self._supervision.run()):
+                closing.callback(asyncio.create_task(keeping).cancel)
+            await wait_for_disk((settings.state_dir, settings.log_directory), self._await_disk)
+            self._starting = READING_LOG
             self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
             closing.callback(self._checkpoint.close)
             self._log = DurableLog(
@@ -193,8 +206,11 @@ class Server:
             _write_endpoints(settings.state_dir / ENDPOINTS_FILE, ports)
             self._signals()
             log.info("listening", **ports, streams=len(self._streams), replayed_records=replayed)
+            self._starting = ""
+            self._supervision.ready()
             await self._until_stopped(service)
             log.info("stopping")
+            self._supervision.stopping()
             service.say_goodbye()
             for server in servers:
                 await server.stop(DRAIN_SECONDS)
@@ -247,8 +263,12 @@ class Server:
         silent = time.monotonic() - self._beat
         if silent > STUCK_SECONDS:
             reasons["event_loop"] = f"the event loop has not run for {silent:.0f} s"
+        if self._starting:
+            return reasons
         if not self._log.alive:
             reasons["log_thread"] = "the thread that writes the log has ended; see the journal"
+        elif self._log.busy_seconds > LOG_STUCK_SECONDS:
+            reasons["log_thread"] = f"a write to the log has not come back for {self._log.busy_seconds:.0f} s"
         if self._publisher is not None and not self._publisher.alive:
             reasons["kafka_thread"] = "the thread that publishes to Kafka has ended; see the journal"
         return reasons
@@ -264,6 +284,20 @@ class Server:
         if self._reload_error:
             reasons["reload_failed"] = self._reload_error
         return reasons
+
+    def _headline(self) -> str:
+        """For `systemctl status`."""
+        if self._starting:
+            return self._starting
+        reasons = self._unready()
+        if reasons:
+            return "; ".join(reasons.values())
+        return f"{self._tally.open_streams} agents connected, {len(self._streams)} streams known"
+
+    def _await_disk(self, trouble: str) -> None:
+        """`systemctl start` has nothing to wait for; agents keep what they have."""
+        self._starting = f"METER-001: {trouble}"
+        self._supervision.ready()
 
     async def _until_stopped(self, service: IngestService) -> None:
         work: list[Coroutine[Any, Any, object]] = [
@@ -283,10 +317,15 @@ class Server:
             for task in tasks:
                 task.cancel()
 
+    async def _keep_beat(self) -> None:
+        """Shows that the event loop runs."""
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
     async def _keep_checkpoint(self) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            self._beat = time.monotonic()
             await self._save()
 
     async def _save(self) -> None:
@@ -314,14 +353,15 @@ class Server:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def reload(self) -> None:
+    def reload(self) -> dict[str, Any]:
         """Take up what can change while running; a file that cannot be read changes nothing."""
         try:
             fresh = read(self._file)
         except SettingsError as error:
             self._reload_error = str(error)
             log.error("reload_failed", error=str(error))
-            return
+            self._supervision.report()
+            return {"error": str(error)}
         self._reload_error = ""
         old, self._settings = self._settings, fresh
         self._pipeline.validator.bounds = fresh.validation.bounds()
@@ -344,6 +384,8 @@ class Server:
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)
+        self._supervision.report()
+        return {"needs_restart": restart}
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")
@@ -355,8 +397,10 @@ class Server:
                 return await brought[command](request)
         except CollectorError as error:
             return {"error": str(error)}
+        if command == "reload":
+            return self.reload()
         if command != "status":
-            return {"error": f"commands: status, {', '.join((*known, *brought))}"}
+            return {"error": f"commands: status, reload, {', '.join((*known, *brought))}"}
         tally = self._tally
         return {
             "ready": self._unready(),
