@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import sys
 import time
@@ -13,8 +14,9 @@ from agent import __version__, config
 from agent.errors import AgentError
 from agent.meter.owners import OwnersSettings
 from wire.daemon import journal
-from wire.daemon.command_line import run_command
+from wire.daemon.command_line import act_as_owner, describe_reload, run_command
 from wire.daemon.control import ask
+from wire.daemon.settings import SettingsError
 from wire.daemon.support_command import add_bundle_arguments, write_bundle
 
 
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="print one table and end")
     top.add_argument("--json", action="store_true", help="one table as JSON")
     top.add_argument("--limit", type=int, default=30, help="rows")
+    command("reload", _reload, "have the running agent take up its settings file; says what needs a restart")
     command("doctor", _doctor, "check everything; each failed check names its fix").add_argument(
         "--json", action="store_true"
     )
@@ -89,6 +92,7 @@ def _run(args: argparse.Namespace) -> int:
 
     settings = config.read(args.config)
     journal.configure(settings.journal_level)
+    faulthandler.enable()
     _stay_small()
 
     async def serve() -> None:
@@ -133,6 +137,16 @@ def _status(args: argparse.Namespace) -> int:
         for name, text in answer["ready"].items():
             print(f"not ready: {name}: {text}")
     return 1 if answer["ready"] else 0
+
+
+def _reload(args: argparse.Namespace) -> int:
+    try:
+        socket = config.read(args.config).control_socket
+    except SettingsError:
+        # The running one is asked all the same: it keeps what it has, and shows that its file is bad.
+        socket = config.Settings().control_socket
+    print(describe_reload(ask(socket, {"command": "reload"})))
+    return 0
 
 
 def _top(args: argparse.Namespace) -> int:
@@ -216,6 +230,7 @@ def _enroll(args: argparse.Namespace) -> int:
     from wire.identity import AgentId
 
     settings = config.read(args.config)
+    act_as_owner(settings.state_dir)
     if (settings.state_dir / FILE_NAME).exists() and not args.force:
         raise AgentError(f"{settings.state_dir} has an identity already; --force replaces it")
     token = sys.stdin.read() if args.token == "-" else args.token  # noqa: S105

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import random
 import signal
 import time
@@ -34,7 +35,7 @@ from wire.daemon import journal
 from wire.daemon.control import ControlSocket
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
-from wire.daemon.systemd import tell_status
+from wire.daemon.systemd import Supervision
 from wire.statuses import Meter
 from wire.tls import CHANNEL_OPTIONS
 
@@ -46,8 +47,12 @@ METERING_THREAD = "wb-metering"
 RENEW_TIMEOUT_SECONDS = 20.0
 STUCK_AFTER_INTERVALS = 3
 STUCK_AFTER_SECONDS = 60.0
+SHIPPER_STUCK_SECONDS = 180.0
+"""Twice the longest of its waits: a pause after failures, then the way to a collector."""
 START_BASE_SECONDS, START_CAP_SECONDS = 1.0, 30.0
 """Pauses between two attempts to start while the spool's disk refuses."""
+READ_ONLY_PATIENCE_SECONDS = 60.0
+"""A service sees the mounts of its start: one that was read-only then stays so for it, whoever mounts it anew."""
 
 log = journal.Journal("agent.daemon")
 
@@ -63,8 +68,9 @@ class Daemon:
         self._stop = asyncio.Event()
         self._started = time.time()
         self._metering_since: float | None = None
-        """None while the spool's disk keeps metering from beginning."""
+        """Monotonic; None while the spool's disk keeps metering from beginning."""
         self._reload_error = ""
+        self._supervision = Supervision(self._stuck, self._headline)
 
     async def run(self) -> None:
         settings = self._settings
@@ -100,6 +106,8 @@ class Daemon:
             await control.start()
             closing.push_async_callback(control.close)
             self._signals()
+            reporting = asyncio.create_task(self._supervision.run())
+            closing.callback(reporting.cancel)
             if not await self._begin():
                 return
             log.info(
@@ -118,13 +126,17 @@ class Daemon:
     async def _begin(self) -> bool:
         """Start to meter as soon as the spool's disk allows it; False if told to stop before that."""
         backoff = Backoff(START_BASE_SECONDS, START_CAP_SECONDS, random.Random())  # noqa: S311 - spreads load
+        begun = time.monotonic()
         while not await self._metering(self._loop.start):
-            tell_status("; ".join(self._loop.state.trouble.values()))
+            self._supervision.ready()
+            read_only = os.statvfs(self._settings.state_dir).f_flag & os.ST_RDONLY
+            if read_only and time.monotonic() - begun > READ_ONLY_PATIENCE_SECONDS:
+                raise AgentError("; ".join(self._loop.state.trouble.values()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), backoff.next_seconds())
                 return False
-        self._metering_since = time.time()
-        tell_status("metering")
+        self._metering_since = time.monotonic()
+        self._supervision.ready()
         return True
 
     async def _until_stopped(self) -> None:
@@ -138,6 +150,7 @@ class Daemon:
             for task in done:
                 task.result()
             log.info("stopping")
+            self._supervision.stopping()
             others[0].cancel()
             # The last reading: from here to the next start the kernel goes on counting by itself.
             await self._metering(self._loop.tick)
@@ -205,7 +218,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: asyncio.ensure_future(self.reload()))
 
-    async def reload(self) -> None:
+    async def reload(self) -> dict[str, Any]:
         """Take up what can change while running; a file that cannot be read changes nothing."""
         try:
             fresh = read(self._file)
@@ -213,7 +226,8 @@ class Daemon:
         except (SettingsError, AgentError) as error:
             self._reload_error = self._metrics.reload_failed = str(error)
             log.error("reload_failed", error=str(error))
-            return
+            self._supervision.report()
+            return {"error": str(error)}
         self._reload_error = self._metrics.reload_failed = ""
         old, self._settings = self._settings, fresh
         self._metrics.settings = fresh.metrics
@@ -225,16 +239,35 @@ class Daemon:
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)
+        self._supervision.report()
+        return {"needs_restart": restart}
 
     def _stuck(self) -> dict[str, str]:
+        """What only a restart can mend. Not by the wall clock, which may be set under way."""
         if self._metering_since is None:
             return {}
-        since = time.time() - max(self._loop.state.last_reading_unix, self._metering_since)
+        reasons = {}
+        now = time.monotonic()
+        since = now - max(self._loop.state.last_reading_monotonic, self._metering_since)
         bound = max(
             STUCK_AFTER_SECONDS,
             self._settings.meter.interval * STUCK_AFTER_INTERVALS * self._loop.state.stretch,
         )
-        return {"no_reading": f"no reading for {since:.0f} s"} if since > bound else {}
+        if since > bound:
+            reasons["no_reading"] = f"no reading for {since:.0f} s"
+        since = now - max(self._shipper.state.last_turn_monotonic, self._metering_since)
+        if since > SHIPPER_STUCK_SECONDS:
+            reasons["no_shipping"] = f"the shipper has not moved for {since:.0f} s"
+        return reasons
+
+    def _headline(self) -> str:
+        """For `systemctl status`."""
+        reasons = self._unready()
+        if reasons:
+            return "; ".join(reasons.values())
+        if self._metering_since is None:
+            return "starting"
+        return f"metering {self._loop.state.units} units, delivering to {self._shipper.state.collector}"
 
     def _unready(self) -> dict[str, str]:
         reasons = {**self._stuck(), **self._loop.state.trouble}
@@ -267,13 +300,15 @@ class Daemon:
                 self._unready(),
                 self._local.port,
             )
+        if command == "reload":
+            return await self.reload()
         if self._metering_since is None:
             return {"error": f"not metering yet: {'; '.join(self._unready().values())}"}
         if command == "top":
             return report.top(self._loop, int(request.get("limit", 50)))
         if command == "explain":
             return await self._metering(lambda: report.explain(self._loop, str(request.get("container", ""))))
-        return {"error": "commands: status, top, explain"}
+        return {"error": "commands: status, reload, top, explain"}
 
 
 def _name_thread() -> None:

@@ -51,6 +51,7 @@ class LoopState:
     """For status, metrics, readiness and the watchdog."""
 
     last_reading_unix: float = 0.0
+    last_reading_monotonic: float = 0.0
     last_commit_unix: float = 0.0
     complete: bool = True
     units: int = 0
@@ -163,7 +164,7 @@ class MeterLoop:
 
     def _read(self, known: frozenset[int] = frozenset()) -> Snapshot:
         snapshot = self._reader.read(known)
-        self.state.last_reading_unix = time.time()
+        self.state.last_reading_unix, self.state.last_reading_monotonic = time.time(), time.monotonic()
         self.state.complete = snapshot.complete
         self.state.units = len(snapshot.units)
         self.state.clock = host.clock_state()[0]

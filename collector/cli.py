@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import gc
 import json
 from pathlib import Path
@@ -22,8 +23,9 @@ from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from collector.webhook import read_secret
 from wire.daemon import journal
-from wire.daemon.command_line import run_command
+from wire.daemon.command_line import describe_reload, run_command
 from wire.daemon.control import ask
+from wire.daemon.settings import SettingsError
 from wire.daemon.support_command import add_bundle_arguments, write_bundle
 
 
@@ -59,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     import_commands.add_commands(commands, lambda args: config.read(args.config))
     admission_commands.add_commands(commands, _control_socket)
     audit_commands.add_commands(commands, audit_of)
+    reload = commands.add_parser(
+        "reload", help="have the running collector take up its settings file; says what needs a restart"
+    )
+    reload.set_defaults(handler=_reload)
     status = commands.add_parser("status", help="ask the running collector how it is")
     status.add_argument("--json", action="store_true")
     status.set_defaults(handler=_status)
@@ -75,6 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
     settings = config.read(args.config)
     journal.configure(settings.journal_level)
+    faulthandler.enable()
     # What was imported stays, and a batch makes no cycles: collect seldom.
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
@@ -114,6 +121,16 @@ def _support_bundle(args: argparse.Namespace) -> int:
 
 def _control_socket(args: argparse.Namespace) -> Path:
     return config.read(args.config).control_socket
+
+
+def _reload(args: argparse.Namespace) -> int:
+    try:
+        socket = _control_socket(args)
+    except SettingsError:
+        # The running one is asked all the same: it keeps what it has, and shows that its file is bad.
+        socket = config.Settings().control_socket
+    print(describe_reload(ask(socket, {"command": "reload"})))
+    return 0
 
 
 def _status(args: argparse.Namespace) -> int:

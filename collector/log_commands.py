@@ -23,6 +23,7 @@ from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
 from collector.handoff.park import read_note
 from collector.timestamps import iso
+from wire.daemon.command_line import act_as_owner
 from wire.identity import AgentId
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
@@ -373,6 +374,7 @@ def _readmit(args: argparse.Namespace, settings: Settings) -> int:
 
 def _as_owner(directory: Path) -> None:
     """Files that another user makes here could not be opened by the collector afterwards."""
+    act_as_owner(directory)
     owner = directory.stat().st_uid
     if os.geteuid() != owner:
         try:

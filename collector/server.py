@@ -19,6 +19,7 @@ from collector.config import Settings, read
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
+from collector.disk import wait_for_disk
 from collector.door.ca import CertificateAuthority
 from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.listeners import Listeners
@@ -40,13 +41,18 @@ from wire.daemon.control import ControlSocket
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
+from wire.daemon.systemd import Supervision
 
 if TYPE_CHECKING:
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
 
+BEAT_SECONDS = 5.0
 CHECKPOINT_SECONDS = 5.0
 STUCK_SECONDS = 60.0
+LOG_STUCK_SECONDS = 120.0
+"""A disk that is slow, or fails over, may need some time for one write; a restart would not make it faster."""
+READING_LOG = "reading the log"
 OVERRIDES_FILE = "plans.json"
 ENDPOINTS_FILE = "endpoints.json"
 
@@ -74,12 +80,20 @@ class Server:
         self._pressure = Pressure(memory_bound(settings))
         self._stop = asyncio.Event()
         self._asked_to_reload = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._reload_error = ""
         self._beat = time.monotonic()
+        self._starting = READING_LOG
+        """What a start is at; empty when it is done."""
+        self._supervision = Supervision(self._stuck, self._headline)
 
     async def run(self) -> None:
         settings = self._settings
         with contextlib.ExitStack() as closing:
+            for keeping in (self._keep_beat(), self._supervision.run()):
+                closing.callback(asyncio.create_task(keeping).cancel)
+            await wait_for_disk((settings.state_dir, settings.log_directory), self._await_disk)
+            self._starting = READING_LOG
             self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
             closing.callback(self._checkpoint.close)
             kafka = settings.handoff.kafka
@@ -165,8 +179,11 @@ class Server:
             ports = self._write_endpoints()
             self._signals()
             log.info("listening", **ports, streams=len(self._streams), replayed_records=replayed)
+            self._starting = ""
+            self._supervision.ready()
             await self._until_stopped()
             log.info("stopping")
+            self._supervision.stopping()
             await self._listeners.close()
         finally:
             await control.close()
@@ -204,8 +221,12 @@ class Server:
         silent = time.monotonic() - self._beat
         if silent > STUCK_SECONDS:
             reasons["event_loop"] = f"the event loop has not run for {silent:.0f} s"
+        if self._starting:
+            return reasons
         if not self._log.alive:
             reasons["log_thread"] = "the thread that writes the log has ended; see the journal"
+        elif self._log.busy_seconds > LOG_STUCK_SECONDS:
+            reasons["log_thread"] = f"a write to the log has not come back for {self._log.busy_seconds:.0f} s"
         if self._publisher is not None and not self._publisher.alive:
             reasons["kafka_thread"] = "the thread that publishes to Kafka has ended; see the journal"
         return reasons
@@ -223,6 +244,20 @@ class Server:
         if self._reload_error:
             reasons["reload_failed"] = self._reload_error
         return reasons
+
+    def _headline(self) -> str:
+        """For `systemctl status`."""
+        if self._starting:
+            return self._starting
+        reasons = self._unready()
+        if reasons:
+            return "; ".join(reasons.values())
+        return f"{self._tally.open_streams} agents connected, {len(self._streams)} streams known"
+
+    def _await_disk(self, trouble: str) -> None:
+        """`systemctl start` has nothing to wait for; agents keep what they have."""
+        self._starting = f"METER-001: {trouble}"
+        self._supervision.ready()
 
     async def _until_stopped(self) -> None:
         work: list[Coroutine[Any, Any, object]] = [
@@ -244,10 +279,15 @@ class Server:
             for task in tasks:
                 task.cancel()
 
+    async def _keep_beat(self) -> None:
+        """Shows that the event loop runs."""
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+
     async def _keep_checkpoint(self) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            self._beat = time.monotonic()
             await self._save()
 
     async def _save(self) -> None:
@@ -276,23 +316,28 @@ class Server:
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload.set)
 
     async def _reload_when_asked(self) -> None:
-        """One reload at a time; being asked again meanwhile means once more."""
+        """Being asked again meanwhile means once more."""
         while True:
             await self._asked_to_reload.wait()
             self._asked_to_reload.clear()
             await self.reload()
 
-    async def reload(self) -> None:
+    async def reload(self) -> dict[str, Any]:
         """Take up what can change while running. A file that cannot be read, or an address that cannot be opened,
-        changes nothing.
+        changes nothing. One at a time, whoever asks.
         """
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> dict[str, Any]:
         try:
             fresh = read(self._file)
             await self._listeners.replace(fresh)
         except (SettingsError, CollectorError) as error:
             self._reload_error = str(error)
             log.error("reload_failed", error=str(error))
-            return
+            self._supervision.report()
+            return {"error": str(error)}
         self._reload_error = ""
         old, self._settings = self._settings, fresh
         if old.listen != fresh.listen:
@@ -321,6 +366,8 @@ class Server:
             if getattr(old, name) != getattr(fresh, name)
         ]
         log.info("reloaded", needs_restart=restart)
+        self._supervision.report()
+        return {"needs_restart": restart}
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")
@@ -332,8 +379,10 @@ class Server:
                 return await brought[command](request)
         except CollectorError as error:
             return {"error": str(error)}
+        if command == "reload":
+            return await self.reload()
         if command != "status":
-            return {"error": f"commands: status, {', '.join((*known, *brought))}"}
+            return {"error": f"commands: status, reload, {', '.join((*known, *brought))}"}
         tally = self._tally
         return {
             "ready": self._unready(),

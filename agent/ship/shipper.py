@@ -32,6 +32,8 @@ MAX_DELIVERY_BYTES = 1 << 20
 WELCOME_SECONDS = 20.0
 ANSWER_SECONDS = 60.0
 FLUSH_SECONDS = 1.0
+IDLE_SECONDS = 30.0
+"""With nothing to send it looks up this often, to be seen alive."""
 LEAST_RETRY_SECONDS = 0.1
 BASE_SECONDS, CAP_SECONDS = 0.2, 60.0
 PERSON_NEEDED_SECONDS = 30.0
@@ -67,6 +69,8 @@ class ShipperState:
     collector: str = ""
     connected_since: float | None = None
     last_answer: float | None = None
+    last_turn_monotonic: float = 0.0
+    """When it last came round its loop: for the watchdog."""
     in_flight: int = 0
     trouble: str = ""
     """Why there is no connection, or empty."""
@@ -128,6 +132,7 @@ class Shipper:
         turn = 0
         while True:
             address = self._collectors[turn % len(self._collectors)]
+            self.state.last_turn_monotonic = time.monotonic()
             try:
                 stream = await self._open(address)
             except (
@@ -247,7 +252,7 @@ class Shipper:
                         reader = asyncio.create_task(self._read(stream))
                 self._wake.clear()
                 sent = await self._send(stream)
-                now = time.monotonic()
+                now = self.state.last_turn_monotonic = time.monotonic()
                 if now - flushed >= FLUSH_SECONDS:
                     flushed = now
                     with contextlib.suppress(SpoolError):
@@ -256,7 +261,7 @@ class Shipper:
                     raise TimeoutError(f"no answer for {ANSWER_SECONDS:.0f} s")
                 if not sent:
                     wake = asyncio.create_task(self._wake.wait())
-                    idle = FLUSH_SECONDS if self._in_flight or self._resume_at > now else None
+                    idle = FLUSH_SECONDS if self._in_flight or self._resume_at > now else IDLE_SECONDS
                     if self._resume_at > now:
                         idle = min(FLUSH_SECONDS, self._resume_at - now)
                     await asyncio.wait({wake, reader}, timeout=idle, return_when=asyncio.FIRST_COMPLETED)

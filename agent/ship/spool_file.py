@@ -115,6 +115,8 @@ def refusal(path: Path, error: sqlite3.Error | OSError) -> SpoolError:
     """SpoolUnavailable if this user may write there, so that only the disk can be at fault."""
     why = error.strerror if isinstance(error, OSError) else error
     places = [path, path.parent] if path.exists() else [next(p for p in path.parents if p.exists())]
+    if places[-1].is_dir() and os.statvfs(places[-1]).f_flag & os.ST_RDONLY:
+        return SpoolUnavailable(f"{path}: {why}; its disk is mounted read-only: mount it writable")
     if places[-1].is_dir() and all(os.access(place, os.R_OK | os.W_OK) for place in places):
         return SpoolUnavailable(f"{path}: {why}; free space on its disk")
     return SpoolError(

@@ -10,6 +10,7 @@ none of this is used: point `tls` in the collector's settings at PEM files.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -66,7 +67,11 @@ class CertificateAuthority:
         self.trust_domain = str(
             self._certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value
         )
-        self.registry = Registry(directory / "registry.db", witness)
+
+    @functools.cached_property
+    def registry(self) -> Registry:
+        """Who holds what. Opened when it is asked: settings can be checked on a disk that is read-only."""
+        return Registry(self.directory / "registry.db", self._witness)
 
     @classmethod
     def init(

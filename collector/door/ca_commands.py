@@ -13,6 +13,7 @@ from pathlib import Path
 from collector.audit import Audit
 from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
+from wire.daemon.command_line import act_as_owner
 from wire.identity import UNATTRIBUTED, AgentId, new_agent_id
 from wire.token import MAX_TENANTS, JoinToken
 
@@ -32,7 +33,9 @@ def add_commands(
     """Add the commands; the functions find the CA, the audit log and the enrolment port of the arguments."""
 
     def authority_of(args: argparse.Namespace) -> CertificateAuthority:
-        return CertificateAuthority(ca_of(args), Audit(audit_of(args)))
+        audit_file = audit_of(args)
+        act_as_owner(audit_file.parent)
+        return CertificateAuthority(ca_of(args), Audit(audit_file))
 
     ca = subparsers.add_parser("ca", help="the collector's own certificate authority").add_subparsers(
         required=True
@@ -45,7 +48,7 @@ def add_commands(
     init.add_argument(
         "--host", required=True, action="append", help="name or address agents connect to; repeatable"
     )
-    init.set_defaults(handler=lambda args: _init(args, ca_of(args), Audit(audit_of(args))))
+    init.set_defaults(handler=lambda args: _init(args, ca_of(args), audit_of(args)))
 
     issue = ca.add_parser(
         "issue", help="sign a certificate: an agent's request, or a new one for the collector"
@@ -61,7 +64,8 @@ def add_commands(
         "--tenant", action="append", help="with --csr: a tenant it may report; repeatable; any if left out"
     )
     issue.add_argument("--hours", type=int, default=24, help="how long it is good (24)")
-    issue.set_defaults(handler=lambda args: _issue(args, authority_of(args)))
+    # The request is read by whoever gave it.
+    issue.set_defaults(handler=lambda args: _issue(args, _csr(args), authority_of(args)))
 
     revoke = ca.add_parser("revoke", help="revoke an agent, or one certificate by its serial")
     revoke.add_argument("agent_or_serial")
@@ -93,13 +97,23 @@ def add_commands(
     create.set_defaults(handler=lambda args: _token(args, authority_of(args), enrolment_port_of(args)))
 
 
-def _init(args: argparse.Namespace, directory: Path, audit: Audit) -> int:
-    CertificateAuthority.init(directory, args.domain, args.host, audit)
+def _init(args: argparse.Namespace, directory: Path, audit_file: Path) -> int:
+    act_as_owner(audit_file.parent)
+    CertificateAuthority.init(directory, args.domain, args.host, Audit(audit_file))
     print(f"CA for spiffe://{args.domain} in {directory}; keep ca.key secret and back it up")
     return 0
 
 
-def _issue(args: argparse.Namespace, authority: CertificateAuthority) -> int:
+def _csr(args: argparse.Namespace) -> bytes:
+    if args.csr is None:
+        return b""
+    try:
+        return bytes(args.csr.read_bytes())
+    except OSError as error:
+        raise CollectorError(f"{args.csr}: {error.strerror}; name a file with a request in DER") from error
+
+
+def _issue(args: argparse.Namespace, csr: bytes, authority: CertificateAuthority) -> int:
     if args.server:
         if not args.host:
             raise CollectorError("name at least one --host with --server")
@@ -109,10 +123,6 @@ def _issue(args: argparse.Namespace, authority: CertificateAuthority) -> int:
         )
         return 0
     agent_id = AgentId(args.agent_id) if args.agent_id else new_agent_id()
-    try:
-        csr = args.csr.read_bytes()
-    except OSError as error:
-        raise CollectorError(f"{args.csr}: {error.strerror}; name a file with a request in DER") from error
     chain = authority.issue_agent(csr, agent_id, timedelta(hours=args.hours))
     authority.registry.add_agent(agent_id, "issued by hand", frozenset(args.tenant) if args.tenant else None)
     sys.stdout.write(chain.decode())

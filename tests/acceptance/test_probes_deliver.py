@@ -157,7 +157,7 @@ class Run:
         procs = "/sys/fs/cgroup/system.slice/living.service/cgroup.procs"
         self.installed.wait("[ -e /run/talked ]")
         self.installed.wait(f'[ "$(xargs -I% cat /proc/%/comm <{procs})" = sleep ]')
-        command = f"env PYTHONPATH={HOME}/site python3 {INSIDE}/rows.py /system.slice/living.service"
+        command = f"env PYTHONPATH={HOME}/agent python3 {INSIDE}/rows.py /system.slice/living.service"
         self.told.living = json.loads(self.machine.run(f"cd /; runuser -u weighbridge -- {command}").output)
         lines = self.machine.run(QUIET_PAIR).output.splitlines()
         self.told.pair = {name: int(value) for name, value in (line.split(":") for line in lines)}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -375,3 +376,56 @@ def _nobody_left() -> Iterator[str]:
 @pytest.mark.root
 def test_the_demo_leaves_nothing_behind() -> None:
     assert list(_nobody_left()) == []
+
+
+def test_reload_waits_for_the_answer_and_fails_on_a_bad_file_that_changes_nothing(running: Site) -> None:
+    settings = running.agent_file.read_text()
+    running.agent_file.write_text(settings + "ship: {collectors: ['127.0.0.1:9']}\n")
+    said = running.command("agent", "reload").stdout
+    assert said == "reloaded; only a restart takes up: ship\n"
+    running.agent_file.write_text(settings + "owners: {host: [}\n")
+    # The file cannot say where the daemon listens: it is looked for in the default place.
+    assert running.command("agent", "reload", check=False).returncode == 2
+    answer = ask_directly(running, {"command": "reload"})
+    assert "agent.yaml:" in answer["error"]
+    assert "weighbridge_agent_reload_failed 1.0" in fetch(running, "/metrics")[1]
+    assert "reload_failed" in json.loads(fetch(running, "/readyz")[1])["reasons"]
+    running.agent_file.write_text(settings)
+    assert running.command("agent", "reload").stdout == "reloaded; only a restart takes up: ship\n"
+    assert "weighbridge_agent_reload_failed 0.0" in fetch(running, "/metrics")[1]
+
+
+def ask_directly(site: Site, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer as it comes, errors too."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(site.directory / "run/agent.sock"))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        with connection.makefile() as file:
+            answer: dict[str, Any] = json.loads(file.readline())
+    return answer
+
+
+def test_a_started_agent_says_so_to_systemd_and_goes_on_saying_that_it_lives(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.prepare()
+    site.start_collector()
+    site.enroll()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "600000")
+        site.start_agent()
+        said: list[str] = []
+
+        def hear(line: str) -> None:
+            while line not in said:
+                said.extend(manager.recv(65_536).decode().split("\n"))
+
+        hear("READY=1")
+        said.clear()
+        hear("WATCHDOG=1")
+        assert site.agent
+        site.agent.send_signal(signal.SIGTERM)
+        hear("STOPPING=1")

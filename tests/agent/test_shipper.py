@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from agent.ship.shipper import Shipper
 from agent.ship.spool import BatchKey, Spool
@@ -324,4 +325,17 @@ async def test_a_certificate_change_opens_the_new_stream_before_it_closes_the_ol
     assert len(service.hellos) >= 3
     assert {seq for _, seq in service.items} == set(range(1, 41))
     assert shipper.state.trouble == ""
+    spool.close()
+
+
+async def test_a_shipper_with_nothing_to_send_is_seen_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.ship.shipper.IDLE_SECONDS", 0.02)
+    spool = opened(tmp_path)
+    async with shipping(spool, Scripted(accept)) as (shipper, _):
+        await until(lambda: shipper.state.connected_since is not None)
+        for _ in range(3):
+            before = shipper.state.last_turn_monotonic
+            await until(lambda before=before: shipper.state.last_turn_monotonic > before)
     spool.close()

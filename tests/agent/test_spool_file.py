@@ -14,7 +14,7 @@ import pytest
 
 from agent.ship import spool_file
 from agent.ship.spool import Aside, BatchKey, Spool
-from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError
+from agent.ship.spool_file import Opened, SpoolCorrupt, SpoolError, SpoolUnavailable
 from tests.agent.test_spool import AGENT, MIB, draft, kill, opened
 from wire.identity import AgentId, digest
 from wire.v1 import usage_pb2 as pb
@@ -228,7 +228,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_read_only_disk_is_named(mounted: Callable[[str], Path]) -> None:
+def test_a_read_only_disk_is_named_and_may_be_writable_later(mounted: Callable[[str], Path]) -> None:
     disk = mounted("ro,size=1m")
-    with pytest.raises(SpoolError, match="writable for this user"):
+    with pytest.raises(SpoolUnavailable, match="read-only: mount it writable"):
         opened(disk)

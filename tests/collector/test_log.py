@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,25 @@ def test_too_little_free_space_is_refused_before_it_is_used_up(tmp_path: Path) -
     assert "log.min_free" in log.trouble
     log.close()
     assert bodies_of(tmp_path) == []
+
+
+def test_a_write_that_does_not_come_back_is_seen_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = DurableLog(tmp_path, SEGMENT, FREE)
+    assert log.busy_seconds == 0
+    writing, goes_on = threading.Event(), threading.Event()
+    really = os.fdatasync
+
+    def hanging(fd: int) -> None:
+        writing.set()
+        goes_on.wait(60)
+        really(fd)
+
+    monkeypatch.setattr(os, "fdatasync", hanging)
+    log.append(record(1, b"one"), lambda end: None)
+    assert writing.wait(60)
+    assert log.busy_seconds > 0
+    goes_on.set()
+    log.close()
+    assert log.busy_seconds == 0

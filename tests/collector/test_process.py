@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +23,7 @@ from bench.site import Site, SiteError
 from collector.door.ca import CertificateAuthority
 from tests.collector.door import Door, statuses
 from tests.waiting import until
+from wire.daemon.control import ControlError
 from wire.statuses import Reason
 from wire.v1 import ingest_pb2 as pb
 from wire.v1.ingest_pb2_grpc import IngestStub
@@ -158,3 +164,70 @@ def test_a_torn_tail_is_cut_off_by_the_start_and_said_in_journal_and_metrics(sit
     assert copy.read_bytes() == whole[: len(whole) // 2 - 1]
     assert segment.read_bytes() == whole
     assert statuses(door.deliver(agent, stream, items)) == ["DUPLICATE"] * 5
+
+
+def test_reload_answers_what_came_of_it(site: Site) -> None:
+    site.prepare()
+    site.start_collector()
+    # It came up on free ports, which the file has names for now.
+    assert site.command("collector", "reload").stdout == "reloaded; only a restart takes up: listen\n"
+    site.stop("collector")
+    site.start_collector()
+    assert site.command("collector", "reload").stdout == "reloaded\n"
+    good = site.collector_file.read_text()
+    site.collector_file.write_text(good.replace("min_free: 1MiB", "min_free: 2MiB"))
+    assert site.command("collector", "reload").stdout == "reloaded; only a restart takes up: log\n"
+    site.collector_file.write_text(good + "nonsense: 1\n")
+    with pytest.raises(ControlError, match="nonsense: unknown key"):
+        site.ask("collector", "reload")
+    assert "reload_failed" in site.ask("collector", "status")["ready"]
+    assert site.command("collector", "reload", check=False).returncode == 2
+    site.collector_file.write_text(good)
+    site.command("collector", "reload")
+    assert site.ask("collector", "status")["ready"] == {}
+
+
+@pytest.mark.root
+def test_what_roots_commands_write_belongs_to_whom_the_directory_belongs_and_the_audit_says_root() -> None:
+    nobody = 65_534
+    # A user who is nobody may not look into pytest's directories.
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        site = Site(Path(scratch) / "site")
+        site.directory.mkdir()
+        for part in ("collector", "agent"):
+            (site.directory / part).mkdir()
+            os.chown(site.directory / part, nobody, nobody)
+        site.prepare()
+        token = site.command("collector", "token", "create", "--address", "127.0.0.1:9").stdout
+        assert token.startswith("wb1.")
+        made = list((site.directory / "collector").rglob("*"))
+        assert {"ca.key", "registry.db", "audit.log"} <= {path.name for path in made}
+        assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(nobody, nobody)}
+        acts = site.command("collector", "audit", "show", "--json").stdout.splitlines()
+        assert [json.loads(act)["by"]["uid"] for act in acts] == [0] * len(acts)
+
+
+@pytest.mark.root
+def test_a_start_on_a_full_disk_waits_for_room_and_says_so(site: Site) -> None:
+    site.prepare()
+    state = site.directory / "collector"
+    moved = state.rename(site.directory / "moved")
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", state], check=True)
+    try:
+        shutil.copytree(moved, state, dirs_exist_ok=True)
+        full = state / "full"
+        with full.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4_096))
+        starting = threading.Thread(target=site.start_collector, args=(60.0,))
+        starting.start()
+        until(lambda: '"log_unavailable"' in site.journal("collector"), 30)
+        full.unlink()
+        starting.join()
+        assert site.ask("collector", "status")["open_streams"] == 0
+        assert '"log_recovered"' in site.journal("collector")
+    finally:
+        site.close()
+        subprocess.run(["umount", state], check=True)

@@ -21,7 +21,6 @@ from prometheus_client import Counter
 from wire.daemon import journal, local_port
 from wire.daemon.control import ControlError, ControlSocket, ask
 from wire.daemon.local_port import MAX_CONNECTIONS, LocalPort, LocalPortError, new_registry
-from wire.daemon.systemd import MAX_STATUS_CHARACTERS, tell_status
 
 
 class Unspeakable:
@@ -279,25 +278,3 @@ async def test_a_control_socket_that_cannot_be_opened_names_the_fix(tmp_path: Pa
     ):
         with pytest.raises(ControlError, match=rf"({why}); set `run_dir` to a directory"):
             await ControlSocket(path, answer).start()
-
-
-@pytest.mark.parametrize("abstract", [False, True])
-def test_systemd_is_told_one_bounded_line_and_nobody_else_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
-) -> None:
-    name = f"@weighbridge-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(name.replace("@", "\0"))
-        systemd.settimeout(5)
-        monkeypatch.setenv("NOTIFY_SOCKET", name)
-        tell_status("disk\nfull " + "x" * 9_000)
-        told = systemd.recv(65_536)
-        assert told.startswith(b"STATUS=disk full xxx")
-        assert len(told) == len("STATUS=") + MAX_STATUS_CHARACTERS
-        monkeypatch.setenv("NOTIFY_SOCKET", "")
-        tell_status("nobody hears this")
-        systemd.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            systemd.recv(1)
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    tell_status("a socket that is not there is no trouble")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from wire.daemon.control import ControlError
 from wire.daemon.local_port import LocalPortError
@@ -24,3 +27,23 @@ def run_command(parser: argparse.ArgumentParser, own_error: type[Exception]) -> 
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def act_as_owner(directory: Path) -> None:
+    """Root's command that writes into a daemon's directory does it as the directory's owner, so that the daemon can
+    read what it finds there. The real user stays root's, by which the audit log knows who it was.
+    """
+    try:
+        owner = directory.stat()
+    except OSError:
+        return  # whoever makes it says what is wrong
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([owner.st_gid])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+
+
+def describe_reload(answer: dict[str, Any]) -> str:
+    """What a daemon's answer to `reload` says to a person."""
+    restart = ", ".join(answer["needs_restart"])
+    return f"reloaded; only a restart takes up: {restart}" if restart else "reloaded"

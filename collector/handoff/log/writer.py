@@ -74,6 +74,7 @@ class DurableLog:
         self._wake = threading.Condition()
         self._closing = False
         self.trouble = ""
+        self._busy_since: float | None = None
         try:
             self._open_tail(synced_end)
         except OSError as error:
@@ -103,6 +104,12 @@ class DurableLog:
     @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the disk has been at the present write; 0 if there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def append(self, frames: list[bytes], done: Done) -> None:
         """Queue the pieces of records, as `frame` makes them. Groups become durable in the order of the calls; an empty
@@ -143,7 +150,9 @@ class DurableLog:
         while True:
             groups = self._next_groups()
             if groups or not self._sealed:
+                self._busy_since = time.monotonic()
                 self._commit(groups)
+                self._busy_since = None
             if self._closing and not groups and not self._waiting:
                 return
 

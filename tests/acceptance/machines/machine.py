@@ -89,6 +89,15 @@ class Machine:
             raise MachineError(f"the guest said {kind!r} before it was ready")
         return cast("dict[str, Any]", json.loads(payload))
 
+    def reboot(self, how: str = "systemctl reboot", *, seconds: float = 300) -> None:
+        """Restart it and wait until it is up. `how`: the command; what it prints, if anything, is lost."""
+        self._qemu.ask("set-action", reboot="reset")
+        request = {"do": "run", "command": how, "seconds": 60, "environment": {}}
+        self._send(b"J", _json(request), seconds)
+        deadline = time.monotonic() + seconds
+        while self._frame(deadline)[0] != b"R":
+            pass
+
     def _request(
         self, do: str, request: dict[str, Any], seconds: float, keep: dict[bytes, list[bytes]]
     ) -> int:
