@@ -51,6 +51,7 @@ from wire.v1.ingest_pb2_grpc import add_EnrolmentServicer_to_server
 if TYPE_CHECKING:
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
+    from collector.state.redis_streams import RedisStreams
 
 CHECKPOINT_SECONDS = 5.0
 DRAIN_SECONDS = 20.0
@@ -76,6 +77,7 @@ class Server:
             self._admission, self._plans, settings.state_dir / OVERRIDES_FILE, self._audit
         )
         self._settler: Settler | None = None
+        self._shared_streams: RedisStreams | None = None
         self._publisher: Publisher | None = None
         self._receipts: Receipts | None = None
         self._webhook: WebhookSender | None = None
@@ -104,6 +106,8 @@ class Server:
                 self._log.end,
             )
             if settings.handoff.kafka.brokers:
+                if settings.shared.redis:
+                    self._share_streams(closing)
                 self._begin_publishing(closing)
             self._pipeline = Pipeline(
                 self._streams,
@@ -113,6 +117,7 @@ class Server:
                 self._tally,
                 settings.limits.queued,
                 self._receipts,
+                self._shared_streams,
             )
             self._notify(closing)
             self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
@@ -125,10 +130,27 @@ class Server:
             await self._serve(replayed)
             await self._save()
 
+    def _share_streams(self, closing: contextlib.ExitStack) -> None:
+        from collector.decide.claims import lease_ms
+        from collector.state.owner import OWNER_FILE, owner_of
+        from collector.state.redis_streams import RedisStreams
+
+        shared, kafka = self._settings.shared, self._settings.handoff.kafka
+        streams = RedisStreams(
+            shared.redis,
+            shared.cluster,
+            kafka.topic,
+            owner_of(self._settings.state_dir / OWNER_FILE),
+            lease_ms(kafka.delivery_timeout),
+        )
+        closing.callback(streams.close)
+        self._shared_streams = streams
+
     def _begin_publishing(self, closing: contextlib.ExitStack) -> None:
         # One machine needs no Kafka, and then does not load its client.
         from collector.handoff.kafka.cursor import CURSOR_FILE, Cursor
         from collector.handoff.kafka.publisher import Publisher
+        from collector.handoff.kafka.sharing import Sharing
 
         settings, loop = self._settings, asyncio.get_running_loop()
         cursor = Cursor(settings.state_dir / CURSOR_FILE, self._log.end)
@@ -137,7 +159,10 @@ class Server:
         def news(confirmed: int, trouble: str) -> None:
             loop.call_soon_threadsafe(receipts.update, confirmed, trouble)
 
-        publisher = Publisher(settings.handoff.kafka, settings.log_directory, cursor, self._log.end, news)
+        sharing = Sharing(self._shared_streams, self._log.end)
+        publisher = Publisher(
+            settings.handoff.kafka, settings.log_directory, cursor, self._log.end, news, sharing
+        )
         closing.callback(publisher.close)
         receipts = Receipts(cursor.offset, self._log.end, settings.handoff.kafka.in_flight, publisher.durable)
         self._publisher, self._receipts = publisher, receipts
@@ -233,6 +258,7 @@ class Server:
         yield from gauges.of_log(self._log, len(self._streams))
         yield from gauges.of_admission(self._admission, len(self._plans.overrides))
         yield from gauges.of_shared_buckets(self._settler, self._admission)
+        yield from gauges.of_shared_streams(self._shared_streams)
         yield from gauges.of_kafka(self._publisher, self._receipts)
         yield from gauges.of_webhook(self._webhook, self._pipeline.notices)
         yield from gauges.of_certificates(self._settings)
@@ -251,6 +277,10 @@ class Server:
             reasons["log_thread"] = "the thread that writes the log has ended; see the journal"
         if self._publisher is not None and not self._publisher.alive:
             reasons["kafka_thread"] = "the thread that publishes to Kafka has ended; see the journal"
+        if self._shared_streams is not None and not self._shared_streams.alive:
+            reasons["shared_streams_thread"] = (
+                "the thread that asks Redis about streams has ended; see the journal"
+            )
         return reasons
 
     def _unready(self) -> dict[str, str]:
@@ -259,6 +289,8 @@ class Server:
             reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
         if self._settler is not None and self._settler.trouble:
             reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
+        if self._shared_streams is not None and self._shared_streams.trouble:
+            reasons["shared_streams_away"] = f"METER-001: {self._shared_streams.trouble}"
         if self._receipts is not None and self._receipts.trouble:
             reasons["kafka_unavailable"] = f"METER-001: {self._receipts.trouble}"
         if self._reload_error:
@@ -409,7 +441,8 @@ def load(
         if record.kind is Kind.ADOPTED:
             known.adopt(record.seq)
         else:
-            known.mark(record.seq, record.digest)
+            digest = record.note if record.kind is Kind.ELSEWHERE else record.digest
+            known.mark(record.seq, digest)
     admission.restored(now_ns)
     return count
 

@@ -14,7 +14,7 @@ from wire.identity import AgentId, digest
 from wire.limits import MAX_BATCH_BYTES
 
 MAGIC = b"WBL1"
-_HEADER = struct.Struct(">4sIIBxHQ16sQQ32s")
+_HEADER = struct.Struct(">4sIIBBHQ16sQQ32s")
 _CRC_AT, _AFTER_CRC = 8, 12
 HEADER_BYTES = _HEADER.size
 MAX_NOTE_BYTES = 4_096
@@ -38,11 +38,16 @@ class Kind(IntEnum):
     """Durable, and waiting in its tenant's queue."""
     RELEASED = 7
     """A parked batch whose turn has come: the same bytes again."""
+    ELSEWHERE = 8
+    """No batch: another collector has delivered this one. The note is its digest."""
 
 
 HANDED_ON = frozenset((Kind.ACCEPTED, Kind.RELEASED))
 """What the ledger may book, each batch once."""
 _KINDS = frozenset(Kind)
+
+UNVERIFIED = 1
+"""A flag: when it was taken in, no other collector could be asked about it, or another may have delivered it."""
 
 
 class Record(NamedTuple):
@@ -57,6 +62,8 @@ class Record(NamedTuple):
     """Of a rejected batch: "REASON_NAME detail". Of an accepted one: empty, or how it came in after all. Of a parked or
     released one: see `handoff/park.py`."""
     body: bytes
+    flags: int = 0
+    """0 or UNVERIFIED."""
 
     @property
     def end(self) -> int:
@@ -83,13 +90,14 @@ def frame(
     digest_: bytes,
     note: bytes,
     body: bytes,
+    flags: int = 0,
 ) -> tuple[bytes, bytes]:
     """One record as (header and note, body): the body is written from where it lies. `agent` is the 16 bytes of
     the agent's UUID.
     """
     note = note[:MAX_NOTE_BYTES]
     header = _HEADER.pack(
-        MAGIC, len(body), 0, kind, len(note), received_at_unix_ns, agent, epoch, seq, digest_
+        MAGIC, len(body), 0, kind, flags, len(note), received_at_unix_ns, agent, epoch, seq, digest_
     )
     crc = zlib.crc32(note, zlib.crc32(header[_AFTER_CRC:], len(body)))
     return b"".join((header[:_CRC_AT], crc.to_bytes(4, "big"), header[_AFTER_CRC:], note)), body
@@ -150,7 +158,7 @@ def record_at(data: bytes, position: int, base: int) -> Record | None:
     """The record at a position if every byte of it verifies."""
     if len(data) - position < HEADER_BYTES:
         return None
-    magic, body_size, crc, kind, note_size, received, agent, epoch, seq, wanted = _HEADER.unpack_from(
+    magic, body_size, crc, kind, flags, note_size, received, agent, epoch, seq, wanted = _HEADER.unpack_from(
         data, position
     )
     body_at = position + HEADER_BYTES + note_size
@@ -177,4 +185,5 @@ def record_at(data: bytes, position: int, base: int) -> Record | None:
         wanted,
         note,
         body,
+        flags,
     )
