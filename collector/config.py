@@ -196,7 +196,7 @@ class Shared(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     redis: Annotated[
         str,
         D(
-            description="token buckets in Redis: redis://HOST:PORT/0, rediss:// with TLS, unix://PATH; empty: none"
+            description="token buckets, and with Kafka what was delivered: redis://HOST:PORT/0, rediss://…, unix://PATH"
         ),
     ] = ""
     cluster: Annotated[bool, D(description="whether that is a Redis Cluster")] = False

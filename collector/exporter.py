@@ -98,6 +98,16 @@ class CollectorMetrics(Collector):
                 "Parked batches whose record no longer verifies.",
                 tally.unreadable_parked,
             ),
+            (
+                "delivered_elsewhere_batches",
+                "Batches that another collector had delivered.",
+                tally.delivered_elsewhere,
+            ),
+            (
+                "held_elsewhere_batches",
+                "Answers RETRY because another collector was publishing the batch.",
+                tally.held_elsewhere,
+            ),
             ("commits", "Deliveries made durable.", tally.commits),
             ("failed_commits", "Deliveries the disk refused (METER-001).", tally.failed_commits),
         ):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     # Loaded only where they are used.
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
+    from collector.state.redis_streams import RedisStreams
 
 
 def of_memory(pressure: Pressure) -> Iterator[Gauge]:
@@ -57,6 +58,15 @@ def of_shared_buckets(settler: Settler | None, admission: Admission) -> Iterator
     yield "unsettled_tokens", unsettled, admission.unsettled_weight() / MICRO
 
 
+def of_shared_streams(streams: RedisStreams | None) -> Iterator[Gauge]:
+    away = "1 while Redis does not answer and batches are taken in unverified."
+    yield "shared_streams_away", away, float(streams is not None and bool(streams.trouble))
+    owed = "Batches delivered here that no other collector knows of, because Redis is away."
+    yield "shared_owed_marks", owed, streams.owed if streams else 0
+    not_kept = "Batches delivered here that no other collector will know of, since the start."
+    yield "shared_lost_marks", not_kept, streams.not_kept if streams else 0
+
+
 def of_kafka(publisher: Publisher | None, receipts: Receipts | None) -> Iterator[Gauge]:
     away = "1 while no broker confirms anything and agents are told RETRY."
     yield "kafka_away", away, float(receipts is not None and bool(receipts.trouble))
@@ -64,6 +74,10 @@ def of_kafka(publisher: Publisher | None, receipts: Receipts | None) -> Iterator
     yield "kafka_unconfirmed_bytes", unconfirmed, receipts.log_end - receipts.confirmed if receipts else 0
     published = "Batches that the brokers have confirmed, since the start."
     yield "kafka_published_batches", published, publisher.published if publisher else 0
+    unverified = "Batches published with the header dedup=unverified, since the start."
+    yield "kafka_unverified_batches", unverified, publisher.unverified if publisher else 0
+    skipped = "Batches of the log that were in the topics already, and not published again, since the start."
+    yield "kafka_skipped_batches", skipped, publisher.sharing.skipped if publisher else 0
     broken = "Times that publishing broke off and began again at the cursor, since the start."
     yield "kafka_broken_sessions", broken, publisher.sessions_broken if publisher else 0
 

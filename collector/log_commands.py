@@ -148,6 +148,9 @@ def verify(directory: Path) -> LogVerdict:
             verdict.adopted += 1
             stream.adopted(record.seq)
             continue
+        if record.kind is Kind.ELSEWHERE:
+            stream.digests.setdefault(record.seq, (record.note, None))
+            continue
         if record.kind is Kind.ACCEPTED and stream.rejected.get(record.seq) == record.digest:
             del stream.rejected[record.seq]
             verdict.rejected -= 1

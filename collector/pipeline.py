@@ -3,6 +3,7 @@
     authenticate   door/service.py, once per connection
     bound          is there room for what waits for the disk?
     identify       do the bytes fit their digest; was this identity here before?   decide/dedup.py
+                   with other collectors beside this one: or there?                decide/claims.py
     validate       decode, and can it be true?                                     decide/validate.py
     admit          may this tenant go on now, or is it parked?                     decide/admission.py
     hand off       append to the durable log, many batches in one sync             handoff/log/
@@ -25,18 +26,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from collector.decide import claims
 from collector.decide.admission import Admission, Parked, Verdict, weight
+from collector.decide.claims import Claimed, Numbered, StreamId
 from collector.decide.dedup import Seen, StreamState
 from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
-from collector.handoff.log import DurableLog, Kind, frame
+from collector.handoff.log import UNVERIFIED, DurableLog, Kind, frame
 from collector.handoff.park import parked_note
 from collector.handoff.receipts import Receipts
+from collector.job import Job, Park
 from collector.notices import Notices
 from collector.state.memory import Streams
 from collector.tally import Tally, TenantTotal
@@ -48,7 +52,12 @@ from wire.statuses import Meter, Reason, Status, meter_code
 from wire.v1 import ingest_pb2 as pb
 from wire.v1 import usage_pb2
 
+if TYPE_CHECKING:
+    # Loaded only where it is used.
+    from collector.state.redis_streams import RedisStreams
+
 RETRY_SOON_MS = 200
+RETRY_HELD_MS = 1_000
 RETRY_WHEN_REPAIRED_MS = 2_000
 SLOW_COMMIT_SECONDS = 2.0
 
@@ -71,43 +80,6 @@ class Opened(NamedTuple):
     latest_epoch: int
 
 
-class _Park(NamedTuple):
-    """A batch to be queued once it is durable."""
-
-    tenant: str
-    weight: int
-    size: int
-    start: int
-    """Bytes of the job's records before its own."""
-
-
-class _Job:
-    """One Delivery on its way to the disk."""
-
-    __slots__ = ("accepted", "agent", "answers", "begun", "charges", "claims_durable", "done", "frames", "marks",
-                 "parks", "peer", "received_at_unix_ns", "rejected", "streams")  # fmt: skip
-
-    def __init__(self, peer: Peer, done: asyncio.Future[list[pb.Answer]]) -> None:
-        self.peer = peer
-        self.done = done
-        self.begun = time.monotonic()
-        self.received_at_unix_ns = time.time_ns()
-        self.agent = uuid.UUID(peer.agent_id).bytes
-        self.answers: list[pb.Answer] = []
-        self.frames: list[bytes] = []
-        self.streams: dict[int, StreamState] = {}
-        """By epoch: those of this Delivery."""
-        self.marks: list[tuple[StreamState, int, bytes]] = []
-        """(stream, seq, digest) of what is to be marked once it is durable."""
-        self.accepted: dict[str, TenantTotal] = {}
-        self.charges: dict[str, int] = {}
-        """Micro-tokens of those, by tenant: given back if the disk refuses them."""
-        self.parks: list[_Park] = []
-        self.claims_durable = False
-        """Some answer says that a batch is on disk, so the disk has to be waited for."""
-        self.rejected = 0
-
-
 class Pipeline:
     def __init__(
         self,
@@ -118,8 +90,11 @@ class Pipeline:
         tally: Tally,
         max_queued_bytes: int,
         receipts: Receipts | None = None,
+        shared: RedisStreams | None = None,
     ) -> None:
-        """`receipts`: who behind the log has to confirm a batch before it is acknowledged; None: nobody."""
+        """`receipts`: who behind the log has to confirm a batch before it is acknowledged; None: nobody. `shared`: what
+        other collectors have delivered; None: there are none.
+        """
         self.validator = validator
         self.tally = tally
         self.covered = durable_log.end
@@ -129,6 +104,7 @@ class Pipeline:
         self._admission = judge
         self.max_queued_bytes = max_queued_bytes
         self._receipts = receipts
+        self._shared = shared
         self.notices = Notices()
         self._waiting_bytes = 0
         self._loop = asyncio.get_running_loop()
@@ -159,6 +135,8 @@ class Pipeline:
                     b"",
                 )
                 self._log.append([*record], lambda _end: None)
+        if self._shared is not None:
+            self._shared.open(StreamId(agent_id, hello.epoch), hello.oldest_seq, hello.next_seq)
         current = self._stream(agent_id, hello.epoch)
         return Opened(current.watermark, self._streams.latest_epoch(agent_id))
 
@@ -170,7 +148,7 @@ class Pipeline:
 
     def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
         """Judge items now; the future has one answer per item, in order, once they are durable."""
-        job = _Job(peer, self._loop.create_future())
+        job = Job(peer, self._loop.create_future())
         receipts = self._receipts
         if receipts is not None and not receipts.take_more:
             reason = Reason.REASON_STORAGE_UNAVAILABLE if receipts.trouble else Reason.REASON_OVERLOADED
@@ -178,20 +156,81 @@ class Pipeline:
             job.answers = [self._retry(item, reason, wait_ms) for item in items]
         elif self._waiting_bytes > self.max_queued_bytes:
             job.answers = [self._retry(item, Reason.REASON_OVERLOADED, RETRY_SOON_MS) for item in items]
+        elif self._shared is not None:
+            self._claim(self._shared, job, items)
+            return job.done
         else:
             judge = self._judge
             job.answers = [judge(job, item) for item in items]
+        self._hand_off(job)
+        return job.done
+
+    def _claim(self, shared: RedisStreams, job: Job, items: Sequence[pb.Item]) -> None:
+        """Ask what the other collectors know of all that is new here, in one go; then judge."""
+        found = [self._identify(job, item) for item in items]
+        new: dict[StreamId, list[Numbered]] = {}
+        for item, one in zip(items, found, strict=True):
+            if isinstance(one, StreamState):
+                new.setdefault(StreamId(job.peer.agent_id, item.epoch), []).append((item.seq, item.digest))
+        waiting = sum(len(item.batch) for item in items)
+        self._waiting_bytes += waiting
+        loop = self._loop
+
+        def done(answers: Mapping[tuple[StreamId, int], Claimed]) -> None:
+            loop.call_soon_threadsafe(self._claimed, job, items, found, answers, waiting)
+
+        shared.claim(new, done)
+
+    def _claimed(
+        self,
+        job: Job,
+        items: Sequence[pb.Item],
+        found: Sequence[StreamState | pb.Answer],
+        answers: Mapping[tuple[StreamId, int], Claimed],
+        waiting: int,
+    ) -> None:
+        self._waiting_bytes -= waiting
+        for item, one in zip(items, found, strict=True):
+            if isinstance(one, StreamState):
+                claimed = answers.get((StreamId(job.peer.agent_id, item.epoch), item.seq), claims.AWAY)
+                one = self._judge_claimed(job, item, one, claimed)
+            job.answers.append(one)
+        self._hand_off(job)
+
+    def _hand_off(self, job: Job) -> None:
         if not job.claims_durable:
             self._finish(job)
-            return job.done
+            return
         queued = sum(map(len, job.frames))
         self._waiting_bytes += queued
         loop = self._loop
         # An empty group is a barrier: a duplicate of what is still on its way is answered after it.
         self._log.append(job.frames, lambda end: loop.call_soon_threadsafe(self._committed, job, queued, end))
-        return job.done
 
-    def _judge(self, job: _Job, item: pb.Item) -> pb.Answer:
+    def _judge(self, job: Job, item: pb.Item) -> pb.Answer:
+        found = self._identify(job, item)
+        return self._take_in(job, item, found) if isinstance(found, StreamState) else found
+
+    def _judge_claimed(self, job: Job, item: pb.Item, state: StreamState, claimed: Claimed) -> pb.Answer:
+        """Judge what was new here, and may have come in here meanwhile."""
+        seen = state.judge(item.seq, item.digest)
+        if seen is not _NEW:
+            return self._seen(job, item, seen)
+        if claimed.verdict is claims.Verdict.HELD:
+            self.tally.held_elsewhere += 1
+            return self._retry(item, Reason.REASON_HELD_ELSEWHERE, min(claimed.retry_after_ms, RETRY_HELD_MS))
+        if claimed.verdict is claims.Verdict.DELIVERED:
+            return self._elsewhere(job, item, state)
+        if claimed.verdict is claims.Verdict.CONFLICT:
+            detail = (
+                f"{item.epoch}/{item.seq} is known to another collector with a digest that begins"
+                f" {claimed.known.hex()}, not {item.digest.hex()}"
+            )
+            return self._reject(job, item, None, Refusal(Reason.REASON_IDENTITY_CONFLICT, detail))
+        return self._take_in(job, item, state, 0 if claimed.verdict is claims.Verdict.GRANTED else UNVERIFIED)
+
+    def _identify(self, job: Job, item: pb.Item) -> StreamState | pb.Answer:
+        """Its stream, if the item is new here; or its answer."""
         epoch, seq, digest, body = _item(item)
         self.tally.bytes_received += len(body)
         state = job.streams.get(epoch)
@@ -207,16 +246,20 @@ class Pipeline:
         refusal = check_bytes(body, digest)
         if refusal is not None:
             meant = refusal.reason != Reason.REASON_DIGEST_MISMATCH
-            return self._reject(job, item, state if meant else None, refusal)
+            # Nobody is asked about it now; the publisher does.
+            flags = UNVERIFIED if self._shared is not None else 0
+            return self._reject(job, item, state if meant else None, refusal, flags)
         seen = state.judge(seq, digest)
-        if seen is not _NEW:
-            return self._seen(job, item, seen)
+        return state if seen is _NEW else self._seen(job, item, seen)
 
+    def _take_in(self, job: Job, item: pb.Item, state: StreamState, flags: int = 0) -> pb.Answer:
+        """Validate and admit what is new."""
+        epoch, seq, digest, body = _item(item)
         peer = job.peer
         checked = self.validator.check(body, peer.agent_id, epoch, seq, peer.tenants, job.received_at_unix_ns)
         refusal = checked.refusal or _chain(state, epoch, seq, checked.previous_digest)
         if refusal is not None:
-            return self._reject(job, item, state, refusal)
+            return self._reject(job, item, state, refusal, flags)
 
         tenant, rows, cpu_usage_ns = checked.tenant, checked.rows, checked.cpu_usage_ns
         charge = weight(len(body), rows)
@@ -235,8 +278,10 @@ class Pipeline:
         else:
             kind, note, status = Kind.PARKED, parked_note(tenant, rows, cpu_usage_ns), Status.STATUS_PARKED
             self.notices.quota(tenant, "parked")
-            job.parks.append(_Park(tenant, charge, len(body), sum(map(len, job.frames))))
-        job.frames.extend(frame(kind, job.received_at_unix_ns, job.agent, epoch, seq, digest, note, body))
+            job.parks.append(Park(tenant, charge, len(body), sum(map(len, job.frames))))
+        job.frames.extend(
+            frame(kind, job.received_at_unix_ns, job.agent, epoch, seq, digest, note, body, flags)
+        )
         job.claims_durable = True
         state.claim(seq, digest)
         job.marks.append((state, seq, digest))
@@ -247,7 +292,7 @@ class Pipeline:
             self.notices.gap(peer.agent_id, tenant, item, name, gap.detail)
         return pb.Answer(epoch=epoch, seq=seq, status=status)
 
-    def _seen(self, job: _Job, item: pb.Item, seen: Seen) -> pb.Answer:
+    def _seen(self, job: Job, item: pb.Item, seen: Seen) -> pb.Answer:
         """Answer an item whose identity says enough."""
         if seen is Seen.OUT_OF_WINDOW:
             return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
@@ -257,6 +302,24 @@ class Pipeline:
         job.claims_durable = True
         self.tally.answers["duplicate"] += 1
         return pb.Answer(epoch=item.epoch, seq=item.seq, status=_DUPLICATE)
+
+    def _elsewhere(self, job: Job, item: pb.Item, state: StreamState) -> pb.Answer:
+        """Another collector has delivered it. The log says so, and from now on it is a duplicate here, too."""
+        self.tally.delivered_elsewhere += 1
+        record = frame(
+            Kind.ELSEWHERE,
+            job.received_at_unix_ns,
+            job.agent,
+            item.epoch,
+            item.seq,
+            digest_of(b""),
+            item.digest,
+            b"",
+        )
+        job.frames.extend(record)
+        state.claim(item.seq, item.digest)
+        job.marks.append((state, item.seq, item.digest))
+        return self._seen(job, item, Seen.DUPLICATE)
 
     def _stream(self, agent_id: AgentId, epoch: int) -> StreamState:
         state = self._streams.get(agent_id, epoch)
@@ -268,7 +331,9 @@ class Pipeline:
             self._streams.put(agent_id, epoch, state)
         return state
 
-    def _reject(self, job: _Job, item: pb.Item, state: StreamState | None, refusal: Refusal) -> pb.Answer:
+    def _reject(
+        self, job: Job, item: pb.Item, state: StreamState | None, refusal: Refusal, flags: int = 0
+    ) -> pb.Answer:
         """Keep an item with its reason. With `state` its identity is used up; None leaves it open."""
         actual = digest_of(item.batch)
         if state is not None:
@@ -297,7 +362,17 @@ class Pipeline:
         note = f"{reason} {refusal.detail}".encode()
         kind = Kind.REFUSED if state is None else Kind.REJECTED
         job.frames.extend(
-            frame(kind, job.received_at_unix_ns, job.agent, item.epoch, item.seq, actual, note, item.batch)
+            frame(
+                kind,
+                job.received_at_unix_ns,
+                job.agent,
+                item.epoch,
+                item.seq,
+                actual,
+                note,
+                item.batch,
+                flags,
+            )
         )
         job.claims_durable = True
         job.rejected += 1
@@ -322,7 +397,7 @@ class Pipeline:
             retry_after_ms=after_ms,
         )
 
-    def _committed(self, job: _Job, queued: int, end: int | None) -> None:
+    def _committed(self, job: Job, queued: int, end: int | None) -> None:
         self._waiting_bytes -= queued
         if end is None:
             self._give_back(job)
@@ -349,7 +424,7 @@ class Pipeline:
                 return
         self._finish(job)
 
-    def _confirmed(self, job: _Job, confirmed: bool) -> None:
+    def _confirmed(self, job: Job, confirmed: bool) -> None:
         """The brokers have it. Or they do not answer: it is in the log and will be published, and when the agent sends
         it again it is a duplicate.
         """
@@ -357,7 +432,7 @@ class Pipeline:
             self._take_back(job)
         self._finish(job)
 
-    def _take_back(self, job: _Job) -> None:
+    def _take_back(self, job: Job) -> None:
         """What was to be acknowledged cannot be."""
         job.answers = [
             self._retry(answer, Reason.REASON_STORAGE_UNAVAILABLE, RETRY_WHEN_REPAIRED_MS)
@@ -372,14 +447,14 @@ class Pipeline:
         if self._receipts is not None:
             self._receipts.durable(self.covered)
 
-    def _give_back(self, job: _Job) -> None:
+    def _give_back(self, job: Job) -> None:
         """RETRY leaves no mark: nobody is charged for what the disk refused."""
         for park in job.parks:
             self._admission.unpark(park.tenant, park.weight, park.size)
         for tenant, charged in job.charges.items():
             self._admission.refund(tenant, charged)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         seconds = time.monotonic() - job.begun
         self.tally.answered_after(seconds, len(job.answers))
         if seconds > SLOW_COMMIT_SECONDS:

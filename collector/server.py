@@ -46,6 +46,7 @@ from wire.daemon.systemd import Supervision
 if TYPE_CHECKING:
     from collector.handoff.kafka.publisher import Publisher
     from collector.state.redis import Settler
+    from collector.state.redis_streams import RedisStreams
 
 BEAT_SECONDS = 5.0
 CHECKPOINT_SECONDS = 5.0
@@ -74,6 +75,7 @@ class Server:
             self._admission, self._plans, settings.state_dir / OVERRIDES_FILE, self._audit
         )
         self._settler: Settler | None = None
+        self._shared_streams: RedisStreams | None = None
         self._publisher: Publisher | None = None
         self._receipts: Receipts | None = None
         self._webhook: WebhookSender | None = None
@@ -115,6 +117,8 @@ class Server:
                 self._log.end,
             )
             if recent is not None:
+                if settings.shared.redis:
+                    self._share_streams(closing)
                 self._begin_publishing(closing, recent)
             self._pipeline = Pipeline(
                 self._streams,
@@ -124,6 +128,7 @@ class Server:
                 self._tally,
                 settings.limits.queued,
                 self._receipts,
+                self._shared_streams,
             )
             self._notify(closing)
             self._releaser = Releaser(self._admission, self._log, self._tally, self._pipeline.covers)
@@ -136,10 +141,27 @@ class Server:
             await self._serve(replayed)
             await self._save()
 
+    def _share_streams(self, closing: contextlib.ExitStack) -> None:
+        from collector.decide.claims import lease_ms
+        from collector.state.owner import OWNER_FILE, owner_of
+        from collector.state.redis_streams import RedisStreams
+
+        shared, kafka = self._settings.shared, self._settings.handoff.kafka
+        streams = RedisStreams(
+            shared.redis,
+            shared.cluster,
+            kafka.topic,
+            owner_of(self._settings.state_dir / OWNER_FILE),
+            lease_ms(kafka.delivery_timeout),
+        )
+        closing.callback(streams.close)
+        self._shared_streams = streams
+
     def _begin_publishing(self, closing: contextlib.ExitStack, recent: Recent) -> None:
         # One machine needs no Kafka, and then does not load its client.
         from collector.handoff.kafka.cursor import CURSOR_FILE, Cursor
         from collector.handoff.kafka.publisher import Publisher
+        from collector.handoff.kafka.sharing import Sharing
 
         settings, loop = self._settings, asyncio.get_running_loop()
         cursor = Cursor(settings.state_dir / CURSOR_FILE, self._log.end)
@@ -148,8 +170,9 @@ class Server:
         def news(confirmed: int, trouble: str) -> None:
             loop.call_soon_threadsafe(receipts.update, confirmed, trouble)
 
+        sharing = Sharing(self._shared_streams, self._log.end)
         publisher = Publisher(
-            settings.handoff.kafka, settings.log_directory, recent, cursor, self._log.end, news
+            settings.handoff.kafka, settings.log_directory, recent, cursor, self._log.end, news, sharing
         )
         closing.callback(publisher.close)
         receipts = Receipts(cursor.offset, self._log.end, settings.handoff.kafka.in_flight, publisher.durable)
@@ -207,6 +230,7 @@ class Server:
         yield from gauges.of_log(self._log, len(self._streams))
         yield from gauges.of_admission(self._admission, len(self._plans.overrides))
         yield from gauges.of_shared_buckets(self._settler, self._admission)
+        yield from gauges.of_shared_streams(self._shared_streams)
         yield from gauges.of_kafka(self._publisher, self._receipts)
         yield from gauges.of_webhook(self._webhook, self._pipeline.notices)
         yield from gauges.of_certificates(self._settings)
@@ -229,6 +253,10 @@ class Server:
             reasons["log_thread"] = f"a write to the log has not come back for {self._log.busy_seconds:.0f} s"
         if self._publisher is not None and not self._publisher.alive:
             reasons["kafka_thread"] = "the thread that publishes to Kafka has ended; see the journal"
+        if self._shared_streams is not None and not self._shared_streams.alive:
+            reasons["shared_streams_thread"] = (
+                "the thread that asks Redis about streams has ended; see the journal"
+            )
         return reasons
 
     def _unready(self) -> dict[str, str]:
@@ -237,6 +265,8 @@ class Server:
             reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
         if self._settler is not None and self._settler.trouble:
             reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
+        if self._shared_streams is not None and self._shared_streams.trouble:
+            reasons["shared_streams_away"] = f"METER-001: {self._shared_streams.trouble}"
         if self._receipts is not None and self._receipts.trouble:
             reasons["kafka_unavailable"] = f"METER-001: {self._receipts.trouble}"
         if self._pressure.high:
@@ -441,6 +471,7 @@ def load(
         if record.kind is Kind.ADOPTED:
             known.adopt(record.seq)
         else:
-            known.mark(record.seq, record.digest)
+            digest = record.note if record.kind is Kind.ELSEWHERE else record.digest
+            known.mark(record.seq, digest)
     admission.restored(now_ns)
     return count

@@ -44,6 +44,8 @@ class Tally:
     unreadable_parked: int = 0
     commits: int = 0
     failed_commits: int = 0
+    held_elsewhere: int = 0
+    delivered_elsewhere: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_SECONDS) + 1))
     latency_sum_seconds: float = 0.0
 

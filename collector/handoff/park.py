@@ -119,6 +119,7 @@ class Releaser:
                     record.digest,
                     b"%s %d" % (record.note, record.offset),
                     record.body,
+                    record.flags,
                 )
             )
         loop = asyncio.get_running_loop()

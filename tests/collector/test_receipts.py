@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.fleet import Stream
@@ -71,6 +71,7 @@ def test_a_cursor_comes_back_as_it_was_left(
 
 
 @given(st.binary(max_size=64))
+@example(bytes(31))
 def test_a_cursor_that_cannot_be_read_is_as_good_as_none(
     tmp_path_factory: pytest.TempPathFactory, said: bytes
 ) -> None:

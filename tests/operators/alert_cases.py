@@ -247,6 +247,12 @@ CASES = (
         not_yet=3,
     ),
     Case(
+        "WeighbridgeSharedStreamsAway",
+        collector("shared_streams_away", "1x60"),
+        collector("shared_streams_away", "0x60"),
+        not_yet=3,
+    ),
+    Case(
         "WeighbridgeCollectorCertificateExpiring",
         collector("server_certificate_expiry_timestamp_seconds", "1000000x80"),
         collector("server_certificate_expiry_timestamp_seconds", "4000000x80")

@@ -26,7 +26,7 @@ def test_the_number_of_a_measure_is_its_field_number_less_thirty_two() -> None:
 def test_every_reason_belongs_to_its_code() -> None:
     codes = {name.removeprefix("REASON_"): meter_code(number) for name, number in Reason.items()}
     assert codes.pop("UNSPECIFIED") is None
-    assert {n for n, c in codes.items() if c is None} == {"OUT_OF_WINDOW", "SHUTTING_DOWN"}
+    assert {n for n, c in codes.items() if c is None} == {"OUT_OF_WINDOW", "SHUTTING_DOWN", "HELD_ELSEWHERE"}
     assert {n for n, c in codes.items() if c is Meter.NOT_AUTHORISED} == {
         "FOREIGN_AGENT",
         "TENANT_NOT_PERMITTED",

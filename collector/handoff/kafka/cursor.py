@@ -39,6 +39,8 @@ class Cursor:
             log.warning("cursor_unusable", path=str(path), said=self.offset, log_end=log_end)
         if not 0 <= self.offset <= log_end:
             self.offset = 0
+            # What is longer than a line would show behind every line to come.
+            os.ftruncate(self._fd, 0)
 
     def advance(self, offset: int) -> None:
         """Everything before `offset` is confirmed. OSError leaves the old one."""

@@ -30,12 +30,13 @@ from collector.handoff.log.files import DamagedLog, LogError, damage_text, segme
 from collector.handoff.log.mend import repair
 from collector.handoff.log.reader import Damage, Tail, records_at, scan, unfinished_bytes
 from collector.handoff.log.recent import Recent
-from collector.handoff.log.records import HANDED_ON, MAX_BODY_BYTES, Kind, Record, frame
+from collector.handoff.log.records import HANDED_ON, MAX_BODY_BYTES, UNVERIFIED, Kind, Record, frame
 from collector.handoff.log.writer import DurableLog
 
 __all__ = [
     "HANDED_ON",
     "MAX_BODY_BYTES",
+    "UNVERIFIED",
     "Damage",
     "DamagedLog",
     "DurableLog",

@@ -15,7 +15,7 @@ from wire.identity import AgentId, digest
 from wire.limits import MAX_BATCH_BYTES
 
 MAGIC = b"WBL1"
-_HEADER = struct.Struct(">4sIIBxHQ16sQQ32s")
+_HEADER = struct.Struct(">4sIIBBHQ16sQQ32s")
 _CRC_AT, _AFTER_CRC = 8, 12
 HEADER_BYTES = _HEADER.size
 MAX_NOTE_BYTES = 4_096
@@ -39,12 +39,17 @@ class Kind(IntEnum):
     """Durable, and waiting in its tenant's queue."""
     RELEASED = 7
     """A parked batch whose turn has come: the same bytes again."""
+    ELSEWHERE = 8
+    """No batch: another collector has delivered this one. The note is its digest."""
 
 
 HANDED_ON = frozenset((Kind.ACCEPTED, Kind.RELEASED))
 """What the ledger may book, each batch once."""
 _KINDS = {int(kind): kind for kind in Kind}
 _KNOWN_AGENTS = 4_096
+
+UNVERIFIED = 1
+"""A flag: when it was taken in, no other collector could be asked about it, or another may have delivered it."""
 
 
 class Record(NamedTuple):
@@ -59,6 +64,8 @@ class Record(NamedTuple):
     """Of a rejected batch: "REASON_NAME detail". Of an accepted one: empty, or how it came in after all. Of a parked or
     released one: see `handoff/park.py`."""
     body: bytes
+    flags: int = 0
+    """0 or UNVERIFIED."""
 
     @property
     def end(self) -> int:
@@ -85,13 +92,14 @@ def frame(
     digest_: bytes,
     note: bytes,
     body: bytes,
+    flags: int = 0,
 ) -> tuple[bytes, bytes]:
     """One record as (header and note, body): the body is written from where it lies. `agent` is the 16 bytes of
     the agent's UUID.
     """
     note = note[:MAX_NOTE_BYTES]
     header = _HEADER.pack(
-        MAGIC, len(body), 0, kind, len(note), received_at_unix_ns, agent, epoch, seq, digest_
+        MAGIC, len(body), 0, kind, flags, len(note), received_at_unix_ns, agent, epoch, seq, digest_
     )
     crc = zlib.crc32(note, zlib.crc32(header[_AFTER_CRC:], len(body)))
     return b"".join((header[:_CRC_AT], crc.to_bytes(4, "big"), header[_AFTER_CRC:], note)), body
@@ -152,7 +160,7 @@ def record_at(data: bytes, position: int, base: int) -> Record | None:
     """The record at a position if every byte of it verifies."""
     if len(data) - position < HEADER_BYTES:
         return None
-    magic, body_size, crc, kind, note_size, received, agent, epoch, seq, wanted = _HEADER.unpack_from(
+    magic, body_size, crc, kind, flags, note_size, received, agent, epoch, seq, wanted = _HEADER.unpack_from(
         data, position
     )
     body_at = position + HEADER_BYTES + note_size
@@ -169,7 +177,9 @@ def record_at(data: bytes, position: int, base: int) -> Record | None:
     body = data[body_at : body_at + body_size]
     if digest(body) != wanted:
         return None
-    return Record(base + position, _KINDS[kind], received, _agent_id(agent), epoch, seq, wanted, note, body)
+    return Record(
+        base + position, _KINDS[kind], received, _agent_id(agent), epoch, seq, wanted, note, body, flags
+    )
 
 
 def body_size_of(head: bytes) -> int:
@@ -180,9 +190,9 @@ def body_size_of(head: bytes) -> int:
 
 def record_of(offset: int, head: bytes, body: bytes) -> Record:
     """The record of two pieces that `frame` made and nobody had their hands on: nothing is verified."""
-    _, _, _, kind, _, received, agent, epoch, seq, digest_ = _HEADER.unpack_from(head)
+    _, _, _, kind, flags, _, received, agent, epoch, seq, digest_ = _HEADER.unpack_from(head)
     note = head[HEADER_BYTES:]
-    return Record(offset, _KINDS[kind], received, _agent_id(agent), epoch, seq, digest_, note, body)
+    return Record(offset, _KINDS[kind], received, _agent_id(agent), epoch, seq, digest_, note, body, flags)
 
 
 @lru_cache(_KNOWN_AGENTS)
