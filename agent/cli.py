@@ -14,7 +14,7 @@ from agent import __version__, config
 from agent.errors import AgentError
 from agent.meter.owners import OwnersSettings
 from wire.daemon import journal
-from wire.daemon.command_line import act_as_owner, describe_reload, run_command
+from wire.daemon.command_line import describe_reload, run_command
 from wire.daemon.control import ask
 from wire.daemon.settings import SettingsError
 from wire.daemon.support_command import add_bundle_arguments, write_bundle
@@ -230,7 +230,6 @@ def _enroll(args: argparse.Namespace) -> int:
     from wire.identity import AgentId
 
     settings = config.read(args.config)
-    act_as_owner(settings.state_dir)
     if (settings.state_dir / FILE_NAME).exists() and not args.force:
         raise AgentError(f"{settings.state_dir} has an identity already; --force replaces it")
     token = sys.stdin.read() if args.token == "-" else args.token  # noqa: S105
