@@ -169,10 +169,6 @@ def test_a_torn_tail_is_cut_off_by_the_start_and_said_in_journal_and_metrics(sit
 def test_reload_answers_what_came_of_it(site: Site) -> None:
     site.prepare()
     site.start_collector()
-    # It came up on free ports, which the file has names for now.
-    assert site.command("collector", "reload").stdout == "reloaded; only a restart takes up: listen\n"
-    site.stop("collector")
-    site.start_collector()
     assert site.command("collector", "reload").stdout == "reloaded\n"
     good = site.collector_file.read_text()
     site.collector_file.write_text(good.replace("min_free: 1MiB", "min_free: 2MiB"))
