@@ -33,7 +33,11 @@ def test_every_reason_belongs_to_its_code() -> None:
     }
     assert {n for n, c in codes.items() if c is Meter.IDENTITY_CONFLICT} == {"IDENTITY_CONFLICT"}
     assert {n for n, c in codes.items() if c is Meter.DATABASE_UNAVAILABLE} == {"STORAGE_UNAVAILABLE"}
-    assert {n for n, c in codes.items() if c is Meter.BUFFER_OVERFLOW} == {"OVERLOADED", "PARK_FULL"}
+    assert {n for n, c in codes.items() if c is Meter.BUFFER_OVERFLOW} == {
+        "OVERLOADED",
+        "PARK_FULL",
+        "MEMORY",
+    }
     assert sum(c is Meter.INVALID_BATCH for c in codes.values()) == 11
 
 

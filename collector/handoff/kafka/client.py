@@ -87,7 +87,7 @@ def configuration(kafka: Kafka) -> dict[str, Any]:
         "enable.idempotence": True,
         "acks": "all",
         "message.timeout.ms": timeout_ms,
-        "linger.ms": LINGER_MS,
+        "linger.ms": min(LINGER_MS, timeout_ms // 2),
         # One request for a group, whatever its partitions; a topic takes as much.
         "batch.size": MAX_BATCH_BYTES,
         "batch.num.messages": MAX_MESSAGES,
