@@ -99,6 +99,9 @@ def test_five_commands_lead_from_a_fresh_machine_to_the_first_delivered_usage(
 def test_a_removal_keeps_the_state_and_a_purge_takes_everything(built: Built, fresh: Fresh) -> None:
     fresh.give(*map(built.deb, PARTS))
     fresh.run(f"{APT} install /mnt/*.deb")
+    for part in PARTS:
+        compiled = fresh.run(f"find /var/cache/weighbridge/{part}/usr/lib/python3* -name 'base_events.*.pyc'")
+        assert compiled.stdout, "a daemon that may not write there does not compile Python's own modules at each start"
     fresh.run(
         "touch /var/lib/weighbridge/spool.db /etc/weighbridge/agent.d/mine.yaml; echo '#' >>/etc/weighbridge/agent.yaml"
     )
