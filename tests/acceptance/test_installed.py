@@ -7,7 +7,6 @@ removed and purged. Something works all the time. What was delivered then has to
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -25,11 +24,6 @@ from tests.acceptance.packages import IN_MACHINE, NEW, OLD, dpkg, put_packages, 
 from tests.acceptance.weighbridge import AGENT_PORT, COLLECTOR_PORT, FETCH, WAIT_INTERVALS, Weighbridge
 from tests.packaging.test_install import first_use
 from wire.v1 import usage_pb2 as pb
-
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("WEIGHBRIDGE_WHOLE_LIFE"),
-    reason="20 minutes where machines are emulated: WEIGHBRIDGE_WHOLE_LIFE=1 runs it",
-)
 
 ROOT = Path(__file__).parent.parent.parent
 OURS = "/sys/fs/cgroup/wb-test"

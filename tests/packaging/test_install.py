@@ -101,7 +101,9 @@ def test_a_removal_keeps_the_state_and_a_purge_takes_everything(built: Built, fr
     fresh.run(f"{APT} install /mnt/*.deb")
     for part in PARTS:
         compiled = fresh.run(f"find /var/cache/weighbridge/{part}/usr/lib/python3* -name 'base_events.*.pyc'")
-        assert compiled.stdout, "a daemon that may not write there does not compile Python's own modules at each start"
+        assert compiled.stdout, (
+            "a daemon that may not write there does not compile Python's own modules at each start"
+        )
     fresh.run(
         "touch /var/lib/weighbridge/spool.db /etc/weighbridge/agent.d/mine.yaml; echo '#' >>/etc/weighbridge/agent.yaml"
     )
