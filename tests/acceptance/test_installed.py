@@ -174,7 +174,7 @@ class Life:
         )
         self.wait_reason(COLLECTOR_PORT, "log_unavailable")
         self.told.trouble["full"] = self.site.reasons(COLLECTOR_PORT)
-        self.machine.run("systemctl restart weighbridge-agent", seconds=300)
+        # No restart: systemd 252 makes a directory in /tmp for PrivateDevices, and starts nothing without room for it.
         self.machine.run("rm /full")
         self.wait_well()
 
