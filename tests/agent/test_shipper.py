@@ -335,7 +335,10 @@ async def test_a_shipper_with_nothing_to_send_is_seen_alive(
     spool = opened(tmp_path)
     async with shipping(spool, Scripted(accept)) as (shipper, _):
         await until(lambda: shipper.state.connected_since is not None)
+        turns = [shipper.state.last_turn_monotonic]
         for _ in range(3):
-            before = shipper.state.last_turn_monotonic
-            await until(lambda before=before: shipper.state.last_turn_monotonic > before)
+            await until(lambda: shipper.state.last_turn_monotonic != turns[-1])
+            turns.append(shipper.state.last_turn_monotonic)
+        assert turns == sorted(set(turns)), "each later than the one before"
+        assert shipper.state.trouble == ""
     spool.close()
