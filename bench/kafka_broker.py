@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Self
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from bench.ports import free_ports
 from collector.door.ca import CertificateAuthority
 
 POM = Path(__file__).with_name("kafka_broker.xml")
@@ -70,7 +70,7 @@ class KafkaBroker:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
-        plain, sasl, tls, controller = _free_ports(4)
+        plain, sasl, tls, controller = free_ports(4)
         self.plain, self.sasl, self.tls = (f"127.0.0.1:{port}" for port in (plain, sasl, tls))
         self._controller = f"127.0.0.1:{controller}"
         self._ca = directory / "ca"
@@ -177,15 +177,3 @@ class KafkaBroker:
             "super.users": "User:ANONYMOUS;User:admin",
         }
         return "".join(f"{key}={value}\n" for key, value in lines.items())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Below the range that connections out of this machine take theirs from: a broker that was killed comes back to
-    its ports."""
-    free: list[int] = []
-    while len(free) < count:
-        port = random.randrange(18_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            free.append(port)
-    return free

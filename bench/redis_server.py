@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Self
+
+from bench.ports import free_port
 
 
 class RedisServer:
@@ -17,7 +18,7 @@ class RedisServer:
         self.directory = directory
         self._cluster = cluster
         self.process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port() if cluster else 0
+        self.port = free_port() if cluster else 0
         """A cluster's nodes know one another by ports; else only the socket is open."""
 
     @property
@@ -76,11 +77,3 @@ class RedisServer:
 
 def installed() -> bool:
     return shutil.which("redis-server") is not None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    # The cluster's bus takes the port 10000 above, which must be one.
-    return port if port < 55_000 else port - 20_000

@@ -1,6 +1,6 @@
 """A throw-away installation: a CA, a collector and an agent as real processes over real mutual TLS.
 
-Ports are ephemeral, everything lies below one directory, and every process is ended by its pid.
+Ports are free ones, everything lies below one directory, and every process is ended by its pid.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+
+from bench.ports import free_ports
 
 
 class SiteError(Exception):
@@ -39,9 +41,10 @@ class Site:
     ) -> None:
         """Settings and a CA. The mappings are laid over the defaults of a throw-away site."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        ingest, enrolment = free_ports(2)
         base: dict[str, Any] = {
             "state_dir": str(self.directory / "collector"),
-            "listen": {"ingest": "127.0.0.1:0", "enrolment": "127.0.0.1:0"},
+            "listen": {"ingest": f"127.0.0.1:{ingest}", "enrolment": f"127.0.0.1:{enrolment}"},
             "local_port": {"port": 0},
             "log": {"min_free": "1MiB"},
         }
@@ -69,7 +72,7 @@ class Site:
         return done
 
     def start_collector(self, seconds: float = 20.0) -> None:
-        """Start it and wait until it listens. A restart comes up on the ports of the first start."""
+        """Start it and wait until it listens."""
         endpoints = self.directory / "collector" / "endpoints.json"
         endpoints.unlink(missing_ok=True)
         self.collector = self._start("collector", self.collector_file)
@@ -78,15 +81,7 @@ class Site:
             if self.collector.poll() is not None or time.monotonic() > deadline:
                 raise SiteError(f"the collector did not start:\n{self.journal('collector')}")
             time.sleep(0.02)
-        fresh = json.loads(endpoints.read_text())
-        if not self._ports:
-            settings = yaml.safe_load(self.collector_file.read_text())
-            settings["listen"] = {
-                "ingest": f"127.0.0.1:{fresh['ingest']}",
-                "enrolment": f"127.0.0.1:{fresh['enrolment']}",
-            }
-            self.collector_file.write_text(yaml.safe_dump(settings))
-        self._ports = fresh
+        self._ports = json.loads(endpoints.read_text())
 
     @property
     def ports(self) -> dict[str, int]:

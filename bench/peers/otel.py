@@ -25,6 +25,7 @@ import grpc.aio
 import yaml
 
 from bench.fleet import SECOND_NS, SimulatedAgent
+from bench.ports import free_port
 from wire.measures import MEASURES
 from wire.tls import CHANNEL_OPTIONS
 from wire.v1 import usage_pb2
@@ -76,9 +77,7 @@ class OtelCollector:
 
     def __init__(self, directory: Path, ca_directory: Path, broker: str, topic: str) -> None:
         directory.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         self._directory = directory
         self._file = directory / "otelcol.yaml"
         self._file.write_text(yaml.safe_dump(_configuration(self._port, ca_directory, broker, topic)))

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from bench.ports import free_port
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from collector.door.listeners import affordable
@@ -31,13 +32,6 @@ def endpoints(site: Site) -> dict[str, int]:
 def connectable(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def test_a_new_address_is_open_before_the_old_one_is_left_and_what_was_sent_is_answered(site: Site) -> None:

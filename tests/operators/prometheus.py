@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 
+from bench.ports import free_port
 from tests.operators.rules import RULES, SCRAPE
 
 _SELECTOR = re.compile(r"\b(weighbridge_\w+|process_\w+|up)\b(?:\{([^}]*)\})?")
@@ -49,9 +49,7 @@ class Prometheus:
     """Scrapes each second, and evaluates the shipped rules as often."""
 
     def __init__(self, directory: Path, targets: Mapping[str, int]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         settings = yaml.safe_load(SCRAPE.read_text())
         settings["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         settings["rule_files"] = [str(RULES)]
