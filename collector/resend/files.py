@@ -26,6 +26,8 @@ from wire.v1 import usage_pb2 as pb
 Form = Literal["auto", "delimited", "json"]
 
 MAX_LINE_BYTES = 16 * MAX_BATCH_BYTES
+MAX_LINE_OBJECTS = 1 << 16
+"""Of which a batch has some thousand. Each costs the parser 150 bytes, also if nothing is in it."""
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JSON_BEGINS = re.compile(rb'\{\s*["}]|\s')
 """A delimited file has a length and then the tag of schema_version there."""
@@ -73,6 +75,10 @@ class BatchFiles:
                 continue
             if len(line) > MAX_LINE_BYTES:
                 yield unreadable(place, end, f"a line of {end - offset} bytes, at most {MAX_LINE_BYTES}")
+                continue
+            # One in a name counts, too: it is told from an object by parsing alone.
+            if (objects := line.count(b"{")) > MAX_LINE_OBJECTS:
+                yield unreadable(place, end, f"a line of {objects} objects, at most {MAX_LINE_OBJECTS}")
                 continue
             try:
                 batch = json_format.Parse(line, pb.UsageBatch(), max_recursion_depth=16)

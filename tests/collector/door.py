@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +57,24 @@ class Door:
     def open(self, agent: SimulatedAgent, epoch: int = 1) -> OpenStream:
         """A stream that stays open until it is closed; RpcError if it is not welcomed."""
         return OpenStream(self.channel(agent), Stream(agent.agent_id, epoch))
+
+    def replay(self, *words: object) -> tuple[int, dict[str, Any], str]:
+        """Run `usage-replay`: exit code, what became of the batches, standard error."""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "collector.replay",
+                "--config",
+                self.site.collector_file,
+                "--json",
+                *map(str, words),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
     def metrics(self) -> dict[str, float]:
         with urllib.request.urlopen(

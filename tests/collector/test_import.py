@@ -20,7 +20,7 @@ from bench.fleet import Stream
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from collector.resend.bookmark import Bookmark
-from collector.resend.files import BatchFiles
+from collector.resend.files import MAX_LINE_OBJECTS, BatchFiles
 from collector.resend.progress import Progress
 from tests.collector.door import Door, statuses
 from tests.waiting import until
@@ -45,16 +45,6 @@ def exported(path: Path, items: list[pb.Item]) -> Path:
 def importing(door: Door, *words: object) -> tuple[int, dict[str, Any], str]:
     """(exit code, what became of the batches, what was named on standard error)."""
     done = door.site.command("collector", "import", "--json", *map(str, words), check=False)
-    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
-
-
-def replaying(door: Door, *words: object) -> tuple[int, dict[str, Any], str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "collector.replay", "--config", door.site.collector_file, "--json", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
@@ -199,6 +189,15 @@ def test_json_lines_come_in_chained_and_the_same_lines_again_are_duplicates(
     assert (verdict["batches"], verdict["chain_breaks"]) == (6, [])
 
 
+def test_a_line_that_is_nothing_but_objects_is_named_before_it_costs_anything(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    good = json.dumps(as_json(Stream(new_agent_id(), 1), 1)[0])
+    file.write_text('{"gaps": [' + ",".join(["{}"] * MAX_LINE_OBJECTS) + "]}\n" + good + "\n")
+    many, batch = BatchFiles().read(file)
+    assert f"a line of {MAX_LINE_OBJECTS + 1} objects, at most {MAX_LINE_OBJECTS}" in many.trouble
+    assert not batch.trouble
+
+
 def test_json_and_delimited_forms_of_a_batch_are_the_same_batch(tmp_path: Path) -> None:
     stream = Stream(new_agent_id(), 1)
     item = stream.next()
@@ -276,15 +275,15 @@ def test_a_replay_of_everything_changes_nothing_downstream(brought: Door, tmp_pa
     before = sums(brought)
     assert (before["verdict"]["batches"], before["verdict"]["rejected"]) == (300, 1)
     end = brought.metrics()["weighbridge_collector_log_end_bytes"]
-    code, answers, _ = replaying(brought, "--log")
+    code, answers, _ = brought.replay("--log")
     assert (code, answers["duplicate"], answers["sent"]) == (0, 301, 301)
-    code, answers, _ = replaying(brought, exported(tmp_path / "spool", items))
+    code, answers, _ = brought.replay(exported(tmp_path / "spool", items))
     assert (code, answers["duplicate"]) == (0, 300)
     assert sums(brought) == before
     assert brought.metrics()["weighbridge_collector_log_end_bytes"] - end < 1_000, "marks at the most"
     brought.site.stop("collector", signal.SIGKILL)
     brought.site.start_collector()
-    assert replaying(brought, "--log")[1]["duplicate"] == 301
+    assert brought.replay("--log")[1]["duplicate"] == 301
     assert sums(brought) == before
 
 
@@ -297,10 +296,10 @@ def test_another_collector_takes_a_log_up_as_it_was(brought: Door, tmp_path: Pat
         second.start_collector()
         there = Door(second, CertificateAuthority(second.directory / "collector" / "ca"))
         log = brought.site.directory / "collector" / "log"
-        code, answers, _ = replaying(there, "--log", log)
+        code, answers, _ = there.replay("--log", log)
         assert (code, answers["accepted"]) == (0, 200)
         assert held(there) == held(brought)
-        assert replaying(there, "--log", log)[1]["duplicate"] == 200
+        assert there.replay("--log", log)[1]["duplicate"] == 200
 
 
 def test_a_replay_sends_what_was_chosen_and_a_dry_run_sends_nothing(brought: Door, tmp_path: Path) -> None:
@@ -311,7 +310,7 @@ def test_a_replay_sends_what_was_chosen_and_a_dry_run_sends_nothing(brought: Doo
     brought.site.stop("collector")
 
     def would(*words: object) -> tuple[int, dict[str, int]]:
-        code, found, _ = replaying(brought, "--dry-run", *words, file)
+        code, found, _ = brought.replay("--dry-run", *words, file)
         assert code == 0
         return found["batches"], found["tenants"]
 
@@ -323,10 +322,10 @@ def test_a_replay_sends_what_was_chosen_and_a_dry_run_sends_nothing(brought: Doo
     assert would("--to", begin) == (4, {"acme": 2, "globex": 2})
     assert would("--from", begin) == (21, {"acme": 18, "globex": 3})
     assert would("--from", begin, "--to", "2026-09-21T14:13:24") == (2, {"acme": 1, "globex": 1})
-    code, _, said = replaying(brought, file)
+    code, _, said = brought.replay(file)
     assert (code, "is the daemon running" in said) == (2, True)
     brought.site.start_collector()
-    code, answers, _ = replaying(brought, "--tenant", "globex", "--rate", "50", file)
+    code, answers, _ = brought.replay("--tenant", "globex", "--rate", "50", file)
     assert (code, answers["sent"]) == (0, 5)
     assert {line["tenant"] for line in brought.log()} <= {"globex"}
 
@@ -339,7 +338,7 @@ def test_wrong_usage_names_what_to_do(brought: Door, tmp_path: Path) -> None:
         (("--from", "yesterday", "--log"), "2026-07-01T00:00Z"),
         (("--rate", "0", "--log"), "more than 0"),
     ):
-        code, _, said = replaying(brought, *words)
+        code, _, said = brought.replay(*words)
         assert code == 2
         assert says in said
     code, _, said = importing(brought, tmp_path / "nothing")

@@ -10,7 +10,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from collector.resend.batches import Found
-from collector.resend.files import BatchFiles, Form
+from collector.resend.files import MAX_LINE_OBJECTS, BatchFiles, Form
 from tests.fuzz.reference import decoded
 from wire.identity import digest
 from wire.limits import MAX_BATCH_BYTES
@@ -85,7 +85,7 @@ def _json_places(data: bytes) -> Iterator[Place]:
     for line in re.findall(rb"[^\n]*\n|[^\n]+", data):
         end += len(line)
         if line.strip():
-            yield end, _encoded(line, digests, latest)
+            yield end, _encoded(line, digests, latest) if line.count(b"{") <= MAX_LINE_OBJECTS else None
 
 
 def _encoded(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +34,6 @@ def begin(site: Site, settings: dict[str, Any]) -> Door:
     return door
 
 
-def replaying(door: Door, *words: object) -> tuple[int, dict[str, Any], str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "collector.replay", "--config", door.site.collector_file, "--json", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
-
-
 def all_three(broker: KafkaBroker, topic: str) -> dict[str, list[Got]]:
     names = (topic, f"{topic}.parked", f"{topic}.rejected")
     return {name: sorted(read_all(broker, name), key=lambda one: one.partition) for name in names}
@@ -75,9 +63,9 @@ def test_a_replay_of_everything_changes_nothing_downstream(site: Site, broker: K
     assert statuses(door.deliver(agent, stream, [spoiled])) == ["REJECTED"]
     before, end = all_three(broker, topic), site.ask("collector", "status")["log_end_bytes"]
 
-    code, found, _ = replaying(door, "--kafka", "--dry-run")
+    code, found, _ = door.replay("--kafka", "--dry-run")
     assert (code, found["batches"]) == (0, 300)
-    code, answers, named = replaying(door, "--kafka")
+    code, answers, named = door.replay("--kafka")
     assert (code, answers, named) == (
         0,
         {"duplicate": 300, "sent": 300, "not_in": 0, "sent_before": 0},
@@ -91,7 +79,7 @@ def test_a_replay_of_everything_changes_nothing_downstream(site: Site, broker: K
     until(lambda: door.metrics()["weighbridge_collector_released_batches_total"] == said.count("PARKED"))
     until(lambda: door.metrics()["weighbridge_collector_kafka_unconfirmed_bytes"] == 0)
     before = all_three(broker, topic)
-    code, answers, _ = replaying(door, "--kafka")
+    code, answers, _ = door.replay("--kafka")
     assert (code, answers["duplicate"]) == (0, 300 + said.count("PARKED"))
     assert all_three(broker, topic) == before
 
@@ -117,7 +105,7 @@ def test_another_collector_takes_up_what_the_topics_hold_in_order(
     site.stop("collector")
     with Site(tmp_path / "second") as second:
         there = begin(second, kafka_settings(broker, topic))
-        code, answers, named = replaying(there, "--kafka")
+        code, answers, named = there.replay("--kafka")
         assert (answers["accepted"], answers["rejected"], code) == (899, 1, 1), named
         assert "cpus" in named
         kept = [(line["seq"], line["digest"]) for line in there.log()]
@@ -135,7 +123,7 @@ def test_a_time_a_tenant_and_a_rate_choose_what_is_sent(site: Site, broker: Kafk
     middle = "2026-09-21T14:13:30Z"
 
     def would(*words: str) -> int:
-        code, found, _ = replaying(door, "--kafka", "--dry-run", *words)
+        code, found, _ = door.replay("--kafka", "--dry-run", *words)
         assert code == 0
         return int(found["batches"])
 
@@ -144,7 +132,7 @@ def test_a_time_a_tenant_and_a_rate_choose_what_is_sent(site: Site, broker: Kafk
     assert would("--from", middle) == 22
     assert would("--to", middle) == 18
     assert would("--from", middle, "--to", "2026-09-21T14:13:31Z", "--tenant", "acme") == 1
-    code, answers, _ = replaying(door, "--kafka", "--to", middle, "--rate", "1000")
+    code, answers, _ = door.replay("--kafka", "--to", middle, "--rate", "1000")
     assert (code, answers["duplicate"]) == (0, 18)
 
 
@@ -160,7 +148,7 @@ def test_what_is_no_batch_of_a_collector_is_named_and_the_others_are_sent(
     producer.produce(topic, b"hello", partition=first.partition)
     producer.produce(topic, first.value + b"x", headers=dict(first.headers), partition=first.partition)
     assert producer.flush(20) == 0
-    code, answers, named = replaying(door, "--kafka")
+    code, answers, named = door.replay("--kafka")
     assert (code, answers["duplicate"], answers["not_in"]) == (1, 5, 2)
     assert f"{topic}/{first.partition} at offset 5: no batch of a collector" in named
     assert f"{topic}/{first.partition} at offset 6: damaged" in named
@@ -169,17 +157,17 @@ def test_what_is_no_batch_of_a_collector_is_named_and_the_others_are_sent(
 def test_without_a_broker_or_a_topic_it_says_what_to_do(site: Site, broker: KafkaBroker) -> None:
     site.prepare()
     door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
-    code, _, said = replaying(door, "--kafka")
+    code, _, said = door.replay("--kafka")
     assert (code, "handoff.kafka.brokers" in said) == (2, True)
     drop_in = site.directory / "collector.d"
     drop_in.mkdir()
     settings = kafka_settings(broker, "usage-nobody-made")
     (drop_in / "kafka.yaml").write_text(json.dumps(settings))
-    code, _, said = replaying(door, "--kafka")
+    code, _, said = door.replay("--kafka")
     assert (code, "there is no topic usage-nobody-made" in said) == (2, True)
     settings["handoff"]["kafka"] |= {"brokers": ["127.0.0.1:1"], "delivery_timeout": "2s"}
     (drop_in / "kafka.yaml").write_text(json.dumps(settings))
-    code, _, said = replaying(door, "--kafka")
+    code, _, said = door.replay("--kafka")
     assert (code, "Connection refused" in said) == (2, True)
 
 
