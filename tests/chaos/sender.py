@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import grpc
 
@@ -28,10 +29,11 @@ class Sender(threading.Thread):
         self.spool: dict[int, pb.Item] = {}
         self.more = True
         self.error: Exception | None = None
+        self.given_up = False
 
     def run(self) -> None:
         try:
-            while self.more or self.spool:
+            while not self.given_up and (self.more or self.spool):
                 if self.more:
                     fresh = [self._stream.next() for _ in range(self._rng.randint(1, 40))]
                     self.made += fresh
@@ -56,3 +58,21 @@ class Sender(threading.Thread):
                             self.spool.pop(answer.seq, None)
             except grpc.RpcError:
                 pass  # killed; what was answered before is answered
+
+
+@contextmanager
+def sending(senders: Sequence[Sender]) -> Iterator[None]:
+    """They send while the test does its worst, and have been answered for everything in the end."""
+    for sender in senders:
+        sender.start()
+    try:
+        yield
+        for sender in senders:
+            sender.more = False
+        for sender in senders:
+            sender.join(120)
+            assert sender.error is None, sender.error
+            assert not sender.spool
+    finally:
+        for sender in senders:
+            sender.given_up = True

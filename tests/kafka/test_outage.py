@@ -16,7 +16,7 @@ from bench.fleet import Stream, enrol
 from bench.kafka_broker import KafkaBroker
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
-from tests.chaos.sender import Sender
+from tests.chaos.sender import Sender, sending
 from tests.collector.door import Door, statuses
 from tests.kafka.topic import Got, fresh_name, kafka_settings, read_all
 from tests.waiting import until
@@ -115,33 +115,26 @@ def test_nothing_is_lost_whatever_is_stopped_and_killed_under_load(site: Site, s
     topic = fresh_name()
     authority = begin(site, shaken, topic)
     senders = [Sender(site, enrol(authority), f"tenant-{n}", random.Random(seed + n)) for n in range(4)]
-    for sender in senders:
-        sender.start()
-    time.sleep(3)
-    for hangs in (True, False):
-        before = rss(site)
-        shaken.pause() if hangs else shaken.kill()
-        until(lambda: not ready(site))
-        time.sleep(1)
-        end, grown = log_end(site), 0
-        for _ in range(8):
+    with sending(senders):
+        time.sleep(3)
+        for hangs in (True, False):
+            before = rss(site)
+            shaken.pause() if hangs else shaken.kill()
+            until(lambda: not ready(site))
             time.sleep(1)
-            grown = max(grown, rss(site) - before)
-        assert log_end(site) == end, "what nobody can be given is not taken in"
-        assert grown < MOST_GROWTH_BYTES
-        shaken.resume() if hangs else shaken.start()
-        until(lambda: ready(site), 60)
-        time.sleep(rng.uniform(1, 2))
-    for _ in range(5):
-        time.sleep(rng.uniform(0.5, 2.5))
-        site.stop("collector", signal.SIGKILL)
-        site.start_collector()
-    for sender in senders:
-        sender.more = False
-    for sender in senders:
-        sender.join(120)
-        assert sender.error is None, sender.error
-        assert not sender.spool
+            end, grown = log_end(site), 0
+            for _ in range(8):
+                time.sleep(1)
+                grown = max(grown, rss(site) - before)
+            assert log_end(site) == end, "what nobody can be given is not taken in"
+            assert grown < MOST_GROWTH_BYTES
+            shaken.resume() if hangs else shaken.start()
+            until(lambda: ready(site), 60)
+            time.sleep(rng.uniform(1, 2))
+        for _ in range(5):
+            time.sleep(rng.uniform(0.5, 2.5))
+            site.stop("collector", signal.SIGKILL)
+            site.start_collector()
     assert site.stop("collector") == 0, site.journal("collector")[-2_000:]
 
     got = read_all(shaken, topic)
