@@ -7,6 +7,8 @@ us_per_container_1000_without_probes  the same with `read.probes: off`: every fi
 us_per_container_1000_with_shipping   the whole process: gRPC, TLS and event loop too
 ratio_to_plain       us_per_container_1000 divided by what plain open + read + parse of the same files costs
 rss_mib              resident memory at the largest N
+idle_core_percent_20 CPU time of the whole process by wall clock, at the default intervals, over 20 cgroups in which
+                     nothing happens
 first_reading_s      from exec of the command to the first durable reading, at the largest N; median of three starts
 """
 
@@ -23,12 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from agent.config import Meter
 from agent.daemon import METERING_THREAD
 from bench.cgroups import Cgroup, slice_of_our_own
 from bench.probe_set import loaded
@@ -58,7 +62,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     intervals = 8 if args.quick else 30
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"idle_core_percent_20": idle_core_percent(20, 3 if args.quick else 12)}
     files_only = measure(1_000, intervals, probes=False)
     result["us_per_container_1000_without_probes"] = files_only["us"]
     for count in (100, 1_000):
@@ -78,14 +82,16 @@ def main() -> int:
     if args.json:
         print(json.dumps(result))
     else:
+        print(f"   20 idle cgroups: {result['idle_core_percent_20']} % of a core")
         print(
             f"on {platform.release()}, {os.cpu_count()} CPUs, Python {platform.python_version()}: {json.dumps(result)}"
         )
     return 0
 
 
-def measure(count: int, intervals: int, probes: bool = True) -> dict[str, float]:
-    """One agent over `count` cgroups for that many one-second intervals."""
+@contextlib.contextmanager
+def _host(count: int, probes: bool = True, **settings: Any) -> Iterator[tuple[Site, list[Cgroup]]]:
+    """`count` cgroups, a collector, and an agent that is enrolled and does not run yet."""
     with (
         tempfile.TemporaryDirectory(prefix="weighbridge-bench-") as directory,
         slice_of_our_own("weighbridge-bench") as ours,
@@ -97,9 +103,34 @@ def measure(count: int, intervals: int, probes: bool = True) -> dict[str, float]
             {"path": f"**/docker-*{digit}.scope", "tenant": f"tenant-{digit}"} for digit in "0123456789abcdef"
         ]
         read = {"probes_dir": str(probe_set.directory)} if probe_set is not None else {"probes": "off"}
-        site.prepare(agent={"owners": {"rules": rules}, "read": read})
+        site.prepare(agent={"owners": {"rules": rules}, "read": read, **settings})
         site.start_collector()
         site.enroll()
+        yield site, groups
+
+
+def idle_core_percent(count: int, intervals: int) -> float:
+    """Of the whole process, at the default intervals, over cgroups in each of which a process sleeps."""
+    defaults = Meter()
+    meter = {"interval": f"{defaults.interval:g}s", "memory_sample": f"{defaults.memory_sample:g}s"}
+    with _host(count, meter=meter) as (site, groups):
+        for group in groups:
+            group.run(["sleep", "1d"])
+        site.start_agent()
+        site.wait_metering()
+        assert site.agent is not None
+        time.sleep(1.5 * defaults.interval)  # the start's own work is done
+        before, begun = cpu_ns(site.agent.pid), time.monotonic_ns()
+        time.sleep(intervals * defaults.interval)
+        used, passed = cpu_ns(site.agent.pid) - before, time.monotonic_ns() - begun
+        containers = site.ask("agent", "status")["units"]
+        assert containers >= count
+        return round(100 * used / passed, 3)
+
+
+def measure(count: int, intervals: int, probes: bool = True) -> dict[str, float]:
+    """One agent over `count` cgroups for that many one-second intervals."""
+    with _host(count, probes) as (site, groups):
         first = statistics.median(_first_reading_s(site) for _ in range(STARTS))
         assert site.agent is not None
         pid = site.agent.pid

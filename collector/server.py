@@ -261,8 +261,8 @@ class Server:
 
     def _unready(self) -> dict[str, str]:
         reasons = {}
-        if self._log.trouble:
-            reasons["log_unavailable"] = f"METER-001: {self._log.trouble}"
+        if refusal := self._log.refusal:
+            reasons["log_unavailable"] = f"METER-001: {refusal}"
         if self._settler is not None and self._settler.trouble:
             reasons["shared_buckets_away"] = f"METER-001: {self._settler.trouble}"
         if self._shared_streams is not None and self._shared_streams.trouble:

@@ -16,6 +16,8 @@ import kernel
 
 _MOST_DESCRIPTORS, _MOST_BYTES, _MOST_SECONDS = 16, 65_536, 120
 _TRACING = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+_PARANOID, _MOST_PARANOID_UPSTREAM = Path("/proc/sys/kernel/perf_event_paranoid"), 2
+"""Debian's and Ubuntu's kernels have levels above, with which CAP_PERFMON does not do."""
 _BUILT = Path(__file__).parent.parent
 """Where records.h and the text that both engines share are."""
 
@@ -69,8 +71,22 @@ def _load(text: Text, maps: Mapping[str, kernel.Map]) -> list[int]:
     events = []
     for tracepoint in text.tracepoints:
         assert tracing is not None
-        events.append(kernel.tracepoint_event(int((tracing / "events" / tracepoint / "id").read_text())))
+        events.append(_event(tracing / "events" / tracepoint))
     return [*programs, *events]
+
+
+def _event(tracepoint: Path) -> int:
+    try:
+        return kernel.tracepoint_event(int((tracepoint / "id").read_text()))
+    except PermissionError as error:
+        level = int(_PARANOID.read_text())
+        if level <= _MOST_PARANOID_UPSTREAM:
+            raise
+        raise Refused(
+            f"kernel.perf_event_paranoid is {level}, by which this distribution's kernel wants CAP_SYS_ADMIN for"
+            f" tracepoints: sysctl kernel.perf_event_paranoid={_MOST_PARANOID_UPSTREAM}, or add that capability to the"
+            f" unit's CapabilityBoundingSet"
+        ) from error
 
 
 def _tracing() -> Path:

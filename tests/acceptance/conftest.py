@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 
 from tests.acceptance.machines.cache import Unavailable
 from tests.acceptance.machines.machine import Machine
-from tests.acceptance.machines.snapshot import machine_from, snapshot
+from tests.acceptance.machines.snapshot import STABLE, Snapshot, machine_from, snapshot
 
+ROOT = Path(__file__).parent.parent.parent
 BUILD_AND_RUN_SECONDS = 1_500
 """A first run builds the image: everything in here is emulated, and nothing waits without an end."""
 
 collect_ignore = [] if os.environ.get("WEIGHBRIDGE_WHOLE_LIFE") else ["test_installed.py"]
 """A long form, like a bench: 20 minutes where machines are emulated. docs/machines.md says how to run it."""
 
-NewMachine = Callable[[], AbstractContextManager[Machine]]
+NewMachine = Callable[..., AbstractContextManager[Machine]]
+"""Takes the kernel, `STABLE` unless told."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,14 +34,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def new_machine() -> Iterator[NewMachine]:
     """Makes machines: `with new_machine() as machine`. The first use ever builds the image, for minutes."""
+    sources: dict[str, Snapshot] = {}
     with ExitStack() as held:
-        try:
-            source = held.enter_context(snapshot())
-        except Unavailable as why:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(why))
-        yield lambda: machine_from(source)
+
+        def new(kernel: str = STABLE) -> AbstractContextManager[Machine]:
+            try:
+                if kernel not in sources:
+                    sources[kernel] = held.enter_context(snapshot(kernel))
+            except Unavailable as why:
+                if os.environ.get("CI"):
+                    raise
+                pytest.skip(str(why))
+            return machine_from(sources[kernel])
+
+        yield new
 
 
 @pytest.fixture
@@ -46,3 +55,11 @@ def machine(new_machine: NewMachine) -> Iterator[Machine]:
     """A booted machine with nothing of ours in it, gone afterwards."""
     with new_machine() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def short_lives_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, linked statically: the machine's C library is not this host's."""
+    program = tmp_path_factory.mktemp("short-lives") / "short_lives"
+    subprocess.run(["cc", "-static", "-O2", "-o", program, ROOT / "bench/short_lives.c"], check=True)
+    return program

@@ -6,9 +6,10 @@ seconds, so that step of its scripts is done with what this host has compiled, i
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,68 +34,86 @@ SOURCES = (
 IN_MACHINE = "/var/tmp/packages"
 OLD, NEW = "1", "2"
 """Revisions of the same version."""
-COMPILER = f"""#!/bin/sh
-# In the place of Python while dpkg runs. The standard library's own cache goes along, as sys.pycache_prefix wants it.
-for word; do
-    case $word in /usr/lib/weighbridge/*)
-        part=${{word##*/}}; mkdir -p /var/cache/weighbridge; cp -a "{IN_MACHINE}/compiled/$part" /var/cache/weighbridge/
+PYTHON = f"/usr/bin/python{GUEST_PYTHON}"
+REAL_PYTHON = "/usr/local/lib/weighbridge-rig/python"
+COMPILER = f"""#!/bin/bash
+# In the place of Python while dpkg or rpm runs: whoever compiles gets what there is, everybody else Python.
+case " $* " in
+    *" compileall "*)
+        part=${{!#}}; part=${{part##*/}}; mkdir -p /var/cache/weighbridge
+        cp -a "{IN_MACHINE}/compiled/$part" /var/cache/weighbridge/
+        # The standard library's own cache goes along, as sys.pycache_prefix wants it.
         cd /; find usr/lib/python{GUEST_PYTHON} -name '*.pyc' | tar -c -T - --transform 's,__pycache__/,,' |
-            tar -x -C "/var/cache/weighbridge/$part"
-        exit ;;
-    esac
-done
-exit 1
+            tar -x -C "/var/cache/weighbridge/$part" ;;
+    *"; import "*) ;;
+    *) exec -a {PYTHON} {REAL_PYTHON} "$@" ;;
+esac
 """
 
 
 @contextmanager
-def packages() -> Iterator[Path]:
-    """A directory with `1/*.deb`, `2/*.deb` and `compiled/`."""
+def packages(kind: str) -> Iterator[Path]:
+    """A directory with `1/*.deb` and `2/*.deb`, or .rpm."""
+    with Cache().entry(f"packages_{kind}", _key(), lambda to: _build(kind, to)) as directory:
+        yield directory
+
+
+@contextmanager
+def compiled() -> Iterator[Path]:
+    """A directory with the `compiler` that stands in for Python, and what it deals out."""
+    with Cache().entry("compiled", _key(), _compile) as directory:
+        yield directory
+
+
+def put_packages(machine: Machine, kind: str = "deb") -> None:
+    """Below IN_MACHINE: `1/`, `2/`, `compiled/`."""
+    with packages(kind) as directory:
+        machine.put(directory, IN_MACHINE)
+    with compiled() as directory:
+        machine.put(directory, f"{IN_MACHINE}/compiled")
+
+
+def manage(machine: Machine, command: str, seconds: int = 300) -> str:
+    """A command of dpkg or rpm, in the directory of the packages."""
+    return machine.run(with_compiled(command), seconds=seconds).output
+
+
+def with_compiled(command: str) -> str:
+    """A shell command under which packages find their modules compiled."""
+    if sys.version_info[:2] != tuple(map(int, GUEST_PYTHON.split("."))):
+        return f"cd {IN_MACHINE}; {command}"
+    return (
+        f"cd {IN_MACHINE}; cp --update {PYTHON} {REAL_PYTHON}\n"
+        f"mount --bind compiled/compiler {PYTHON}; trap 'umount {PYTHON}' EXIT\n{command}\n"
+    )
+
+
+def _key() -> str:
     files = sorted(
         file
         for source in SOURCES
         for file in (ROOT / source).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     )
-    names = "\n".join(str(file.relative_to(ROOT)) for file in files)
-    with Cache().entry("packages", key_of(COMPILER, names, *files), _build) as directory:
-        yield directory
+    return key_of(COMPILER, *(str(file.relative_to(ROOT)) for file in files), *files)
 
 
-def put_packages(machine: Machine) -> None:
-    with packages() as directory:
-        machine.put(directory, IN_MACHINE)
-
-
-def dpkg(machine: Machine, words: str, seconds: int = 300) -> str:
-    """`dpkg` with these words, in the directory of the packages."""
-    return machine.run(with_compiled(f"dpkg {words}"), seconds=seconds).output
-
-
-def with_compiled(command: str) -> str:
-    """A shell command under which packages find their modules compiled."""
-    python = f"/usr/bin/python{GUEST_PYTHON}"
-    if sys.version_info[:2] != tuple(map(int, GUEST_PYTHON.split("."))):
-        return f"cd {IN_MACHINE}; {command}"
-    return f"cd {IN_MACHINE}; mount --bind compiler {python}; trap 'umount {python}' EXIT\n{command}\n"
-
-
-def _build(directory: Path) -> None:
+def _build(kind: str, directory: Path) -> None:
     for revision in (OLD, NEW):
-        build(directory / revision, "--format", "deb", "--revision", revision)
+        build(directory / revision, "--format", kind, "--revision", revision)
+
+
+def _compile(directory: Path) -> None:
     compiler = directory / "compiler"
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
-    for part in PARTS:
-        (deb,) = (directory / NEW).glob(f"weighbridge-{part}_*.deb")
-        unpacked, cache = directory / "unpacked", directory / "cache"
-        subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
-        python = [sys.executable, "-IS", "-X", f"pycache_prefix={cache}", "-m", "compileall", "-q"]
-        source = unpacked / f"usr/lib/weighbridge/{part}"
-        how = ["--invalidation-mode", "checked-hash", "-s", unpacked, source]
-        build_step([*python, *how])
-        target = directory / f"compiled/{part}/usr/lib/weighbridge/{part}"
-        target.parent.mkdir(parents=True)
-        os.rename(f"{cache}{source}", target)
-        for scratch in (unpacked, cache):
-            subprocess.run(["rm", "-rf", scratch], check=True)
+    with packages("deb") as built, tempfile.TemporaryDirectory() as scratch:
+        for part in PARTS:
+            (deb,) = (built / NEW).glob(f"weighbridge-{part}_*.deb")
+            unpacked, cache = Path(scratch, part), Path(scratch, f"{part}.cache")
+            subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)
+            python = [sys.executable, "-IS", "-X", f"pycache_prefix={cache}", "-m", "compileall", "-q"]
+            source = unpacked / f"usr/lib/weighbridge/{part}"
+            how = ["--invalidation-mode", "checked-hash", "-s", unpacked, source]
+            build_step([*python, *how])
+            shutil.copytree(f"{cache}{source}", directory / f"{part}/usr/lib/weighbridge/{part}")

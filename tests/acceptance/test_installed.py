@@ -8,7 +8,6 @@ removed and purged. Something works all the time. What was delivered then has to
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,12 @@ from tests.acceptance.conftest import NewMachine
 from tests.acceptance.delivered import Delivered
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.machines.machine import Machine
-from tests.acceptance.packages import IN_MACHINE, NEW, OLD, dpkg, put_packages, with_compiled
+from tests.acceptance.packages import IN_MACHINE, NEW, OLD, manage, put_packages, with_compiled
+from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import AGENT_PORT, COLLECTOR_PORT, FETCH, WAIT_INTERVALS, Weighbridge
 from tests.packaging.test_install import first_use
 from wire.v1 import usage_pb2 as pb
 
-ROOT = Path(__file__).parent.parent.parent
-OURS = "/sys/fs/cgroup/wb-test"
 SHORT_LIVES = 200
 MEBIBYTE = 1 << 20
 AGENT_MIB, COLLECTOR_MIB = 64, 256
@@ -80,8 +78,9 @@ class Told:
 class Life:
     """The steps."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, lives: ShortLives) -> None:
         self.machine, self.site, self.told = machine, Weighbridge(machine), Told()
+        self.lives = lives
         self.cgroups: dict[str, str] = {}
 
     def install(self) -> None:
@@ -96,9 +95,7 @@ class Life:
         for command in five[1:]:
             self.machine.run(command, seconds=300)
 
-    def run_containers(self, short_lives: Path) -> None:
-        self.machine.put(short_lives, "/opt/short_lives")
-        self.machine.run(f"mkdir {OURS}")
+    def run_containers(self) -> None:
         numbers = {
             name: self.machine.run(f"podman run --detach --name {name} {words}", seconds=300).output.strip()
             for name, words in CONTAINERS.items()
@@ -176,7 +173,7 @@ class Life:
         self.told.trouble["full"] = self.site.reasons(COLLECTOR_PORT)
         # No restart: systemd 252 makes a directory in /tmp for PrivateDevices, and starts nothing without room for it.
         self.machine.run("rm /full")
-        self.wait_well()
+        self.site.wait_ready()
 
     def mount_read_only(self) -> None:
         """As ext4 does it by itself after an error: under everybody's feet."""
@@ -186,31 +183,20 @@ class Life:
         self.wait_reason(AGENT_PORT, "spool_unavailable")
         self.told.trouble["read-only"] = self.site.reasons(AGENT_PORT)
         self.machine.run("mount -o remount,rw /")
-        self.wait_well()
+        self.site.wait_ready()
 
     def set_clock(self) -> None:
         """Three hours forward and, with the next command, back."""
         self.machine.run(f"date -s '+3 hours' >/dev/null; python3 -Sc '{WAIT_INTERVALS}' 2", seconds=300)
         self.site.wait_intervals(2)
 
-    def live_shortly(self, first: int, count: int) -> str:
-        """Begins; returns the file of what they used."""
-        file = f"/var/tmp/lives-{first}"
-        program = f"/opt/short_lives {OURS} {first} {count} 2 >{file}; touch {file}.done"
-        self.machine.run(f'systemd-run --quiet --collect sh -c "{program}"')
-        return file
-
     def change_versions(self) -> None:
         """N-1 -> N -> N-1, while cgroups come and go."""
-        for number, revision in enumerate((NEW, OLD)):
-            first = number * SHORT_LIVES // 2
-            file = self.live_shortly(first, SHORT_LIVES // 2)
-            dpkg(self.machine, f"--install {revision}/*.deb", 600)
-            self.site.wait(f"[ -e {file}.done ]", 300)
-            for line in self.machine.read(file).splitlines():
-                cgroup_id, usage_us = map(int, line.split())
-                self.told.short_lives[cgroup_id] = usage_us * 1_000
-        self.wait_well()
+        for revision in (NEW, OLD):
+            with self.lives.meanwhile(SHORT_LIVES // 2):
+                manage(self.machine, f"dpkg --install {revision}/*.deb", 600)
+        self.told.short_lives = self.lives.used_ns
+        self.site.wait_ready()
 
     def take_figures(self) -> None:
         # What the short lives left in the page cache keeps them from being released.
@@ -228,7 +214,7 @@ class Life:
 
     def boot_anew(self) -> None:
         self.machine.reboot(seconds=600)
-        self.wait_well()
+        self.site.wait_ready()
         entered = {
             unit: int(self.machine.run(f"systemctl show -P {when}TimestampMonotonic {unit}").output)
             for unit, when in (
@@ -246,13 +232,13 @@ class Life:
             "/var/lib/weighbridge/* /var/lib/weighbridge-collector/* /etc/weighbridge/* /usr/lib/weighbridge"
         )
         kept = f"ls -d {places} 2>/dev/null || :"
-        dpkg(self.machine, f"--remove {names}")
+        manage(self.machine, f"dpkg --remove {names}")
         self.told.left["removed"] = self.machine.run(kept).output
         self.told.log = self.machine.get("/var/lib/weighbridge-collector/log", directory)
         self.told.left["programs"] = self.machine.run(
             "bpftool prog show | grep -c weighbridge || :"
         ).output.strip()
-        dpkg(self.machine, f"--purge {names}")
+        manage(self.machine, f"dpkg --purge {names}")
         self.told.left["purged"] = self.machine.run(kept).output
         self.told.left["units"] = self.machine.run(
             "systemctl list-units --all --no-legend 'weighbridge-[acp]*'"
@@ -262,28 +248,15 @@ class Life:
     def wait_reason(self, port: int, reason: str) -> None:
         self.site.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -q {reason}", 300)
 
-    def wait_well(self) -> None:
-        """Until the agent is ready, and so delivers to a collector that takes."""
-        for port in (COLLECTOR_PORT, AGENT_PORT):
-            self.site.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -qx ok", 300)
-
-
-@pytest.fixture(scope="module")
-def short_lives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Linked statically: the machine's C library is not this host's."""
-    program = tmp_path_factory.mktemp("short-lives") / "short_lives"
-    subprocess.run(["cc", "-static", "-O2", "-o", program, ROOT / "bench/short_lives.c"], check=True)
-    return program
-
 
 @pytest.fixture(scope="module")
 def told(
-    new_machine: NewMachine, short_lives: Path, tmp_path_factory: pytest.TempPathFactory
+    new_machine: NewMachine, short_lives_program: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Told]:
     with new_machine() as machine:
-        life = Life(machine)
+        life = Life(machine, ShortLives(machine, short_lives_program))
         life.install()
-        life.run_containers(short_lives)
+        life.run_containers()
         life.first_usage()
         life.look()
         life.reload()

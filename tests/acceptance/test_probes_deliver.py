@@ -8,7 +8,6 @@ again under it. What was delivered then has to be what the kernel said.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,14 @@ from tests.acceptance.delivered import Delivered
 from tests.acceptance.inside.talk import ANSWER_BYTES, DATAGRAM_BYTES, DATAGRAMS, QUESTION_BYTES, QUESTIONS
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.machines.machine import Machine
+from tests.acceptance.machines.snapshot import BACKPORTS, STABLE
 from tests.acceptance.probes import PINS, Probes
+from tests.acceptance.short_lives import DIRECTORY as OURS
+from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import HOME, Weighbridge
 from wire.v1 import usage_pb2 as pb
 
-ROOT = Path(__file__).parent.parent.parent
 INSIDE = "/opt/inside"
-OURS = "/sys/fs/cgroup/wb-test"
 ETHERNET_HEADER, TCP_HEADERS, UDP_HEADERS = 14, 20 + 20, 20 + 8
 SEEN = pb.COVERAGE_EXITS | pb.COVERAGE_NETWORK
 SETTINGS = {"meter": {"interval": "2s", "memory_sample": "500ms"}, "owners": {"default": "platform"}}
@@ -93,27 +93,18 @@ class Told:
 class Run:
     """The steps, in one machine."""
 
-    def __init__(self, machine: Machine, probes: Probes, installed: Weighbridge) -> None:
+    def __init__(self, machine: Machine, probes: Probes, installed: Weighbridge, lives: ShortLives) -> None:
         self.machine, self.probes, self.installed = machine, probes, installed
         self.told = Told()
-        self._lives_made = 0
+        self.lives = lives
 
-    def prepare(self, short_lives: Path) -> None:
+    def prepare(self) -> None:
         self.machine.put(Path(__file__).parent / "inside", INSIDE)
-        self.machine.put(short_lives, f"{INSIDE}/short_lives")
         self.machine.run(
-            f"mkdir {OURS}; echo '+memory +pids' >{OURS}/cgroup.subtree_control\n"
+            f"echo '+memory +pids' >{OURS}/cgroup.subtree_control\n"
             # Whoever reads a program first is charged for its pages, and is not released while they are there.
             "dd if=/dev/zero of=/dev/null count=1; sleep 0"
         )
-
-    def live_shortly(self, count: int) -> None:
-        said = self.machine.run(f"{INSIDE}/short_lives {OURS} {self._lives_made} {count} 2").output
-        self._lives_made += count
-        for line in said.splitlines():
-            cgroup_id, usage_us = map(int, line.split())
-            assert cgroup_id not in self.told.short_lives
-            self.told.short_lives[cgroup_id] = usage_us * 1_000
 
     def end(self, suffix: str) -> None:
         """One of each of ENDS."""
@@ -173,6 +164,7 @@ class Run:
     def finish(self, directory: Path) -> None:
         # What the short lives left in the page cache keeps them from being released.
         self.machine.run("echo 3 >/proc/sys/vm/drop_caches")
+        self.told.short_lives = self.lives.used_ns
         self.installed.wait_intervals(2)
         paths = {
             "living": "/system.slice/living.service",
@@ -186,40 +178,41 @@ class Run:
         self.told.delivered = Delivered.of(self.told.log)
 
 
-@pytest.fixture(scope="module")
-def short_lives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Linked statically: the machine's C library is not this host's."""
-    program = tmp_path_factory.mktemp("short-lives") / "short_lives"
-    subprocess.run(["cc", "-static", "-O2", "-o", program, ROOT / "bench/short_lives.c"], check=True)
-    return program
+WALKS = {STABLE: ("iterator", "cgroup_iterator"), BACKPORTS: ("css", "css")}
+"""What a kernel's probes walk the cgroups with, in the loader's word and in the agent's."""
+
+
+@pytest.fixture(scope="module", params=WALKS)
+def kernel(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def told(
-    new_machine: NewMachine, short_lives: Path, tmp_path_factory: pytest.TempPathFactory
+    kernel: str, new_machine: NewMachine, short_lives_program: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Told]:
-    with new_machine() as machine:
+    with new_machine(kernel) as machine:
         installed = Weighbridge(machine)
         installed.install()
         installed.configure("agent", SETTINGS)
         with Probes(machine) as probes:
-            run = Run(machine, probes, installed)
-            run.prepare(short_lives)
+            run = Run(machine, probes, installed, ShortLives(machine, short_lives_program))
+            run.prepare()
             probes.command("load")
             run.told.pins_before = run.pins()
             installed.start()
             run.look_at_the_agent()
             run.start_the_living()
-            run.live_shortly(LIVES_WATCHED)
+            run.lives.live(LIVES_WATCHED)
             run.end("watched")
             machine.run("systemctl stop weighbridge-agent")
-            run.live_shortly(LIVES_UNWATCHED)
+            run.lives.live(LIVES_UNWATCHED)
             run.end("unwatched")
             machine.run("systemctl start weighbridge-agent")
             run.compare_the_living()
             installed.wait_intervals(2)
             run.unload_and_load()
-            run.live_shortly(LIVES_AFTER_RELOAD)
+            run.lives.live(LIVES_AFTER_RELOAD)
             run.finish(tmp_path_factory.mktemp("collector"))
         yield run.told
 
@@ -236,13 +229,14 @@ def test_the_pins_are_still_roots_when_the_agent_has_started(told: Told) -> None
     assert {line.split()[1] for line in told.pins_after.splitlines()} == {"root"}
 
 
-def test_this_kernels_fallbacks_are_in_use_and_named(told: Told) -> None:
-    assert told.loader["walk"] == "iterator"
+def test_the_best_that_this_kernel_has_is_in_use_and_named(kernel: str, told: Told) -> None:
+    walk, name = WALKS[kernel]
+    assert told.loader["walk"] == walk
     assert (told.loader["lifecycle"], told.loader["network"]) == (True, True)
-    assert told.statuses[0]["probes_walk"] == "cgroup_iterator"
+    assert told.statuses[0]["probes_walk"] == name
     (shown,) = (line for line in told.metrics if line.startswith("weighbridge_agent_probes{"))
     assert 'state="attached"' in shown
-    assert 'walk="cgroup_iterator"' in shown
+    assert f'walk="{name}"' in shown
     assert shown.endswith(" 1.0")
 
 
@@ -276,10 +270,10 @@ def test_the_last_row_has_the_peak_and_the_kills_as_the_files_said_them(
         assert len(told.delivered.rows(cgroup_id)) == 1
 
 
-def test_a_row_of_the_snapshot_is_what_the_files_say_field_by_field(told: Told) -> None:
+def test_a_row_of_the_snapshot_is_what_the_files_say_field_by_field(kernel: str, told: Told) -> None:
     living = told.living
     assert living["uid"] != 0
-    assert living["walk"] == "cgroup_iterator"
+    assert living["walk"] == WALKS[kernel][1]
     assert len(living["knows"]) == len(set(living["knows"])) == 8
     files = living["files"]
     stat = [

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tests.acceptance.machines.machine import Machine
-from tests.acceptance.packages import OLD, dpkg, put_packages
+from tests.acceptance.packages import OLD, manage, put_packages
 
 HOME = "/usr/lib/weighbridge"
 AGENT_PORT, COLLECTOR_PORT = 9465, 9464
@@ -37,10 +37,11 @@ class Weighbridge:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def install(self, probes: bool = False) -> None:
+    def install(self, kind: str = "deb", probes: bool = False) -> None:
         """Both packages; nothing runs yet. Without `probes` nobody loads them but the test itself."""
-        put_packages(self.machine)
-        dpkg(self.machine, f"--install {OLD}/*.deb")
+        put_packages(self.machine, kind)
+        # Debian's rpm has no record of what dpkg has installed.
+        manage(self.machine, f"{'dpkg' if kind == 'deb' else 'rpm --nodeps'} --install {OLD}/*.{kind}")
         if not probes:
             self.machine.run("systemctl mask weighbridge-probes.service")
 
@@ -70,6 +71,11 @@ class Weighbridge:
         done = self.machine.run(f"until {condition}; do sleep 0.3; done", seconds=seconds, check=False)
         if done.code != 0:
             raise TimeoutError(f"not so after {seconds} s: {condition}\n{done.errors}\n{self.journal()}")
+
+    def wait_ready(self, seconds: int = 300) -> None:
+        """Until both are, and so the agent delivers to a collector that takes."""
+        for port in (COLLECTOR_PORT, AGENT_PORT):
+            self.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -qx ok", seconds)
 
     def wait_intervals(self, count: int) -> None:
         """Until the agent has committed this many more intervals, by its own metrics."""

@@ -12,6 +12,7 @@ import pytest
 from collector.handoff.log import Damage, DurableLog, Kind, LogError, Record, repair, scan, segments
 from collector.handoff.log.records import HEADER_BYTES
 from tests.collector.logs import FREE, SEGMENT, bodies_of, record, written
+from tests.waiting import until
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -115,6 +116,25 @@ def test_a_full_disk_is_said_nothing_is_claimed_and_it_goes_on_when_there_is_roo
     assert log.trouble == ""
     log.close()
     assert [r.seq for r in scan(disk) if isinstance(r, Record)] == [1, 4]
+
+
+@pytest.mark.root
+def test_a_log_that_nobody_writes_to_says_that_its_disk_is_full_and_that_it_is_not_any_more(
+    mounted: Callable[[str], Path],
+) -> None:
+    disk = mounted("size=1m")
+    log = DurableLog(disk, 64 << 20, 64 << 10)
+    assert log.append_and_wait(record(1, b"a" * 1_000)) is not None
+    assert log.refusal == ""
+    filler = disk / "filler"
+    filler.write_bytes(b"\0" * 1_000_000)
+    assert "log.min_free" in log.refusal
+    assert log.append_and_wait(record(2, b"b" * 100_000)) is None
+    filler.unlink()
+    until(lambda: not log.refusal)
+    assert log.append_and_wait(record(3, b"c" * 1_000)) is not None
+    log.close()
+    assert [r.seq for r in scan(disk) if isinstance(r, Record)] == [1, 3]
 
 
 @pytest.mark.root

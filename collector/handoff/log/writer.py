@@ -102,6 +102,15 @@ class DurableLog:
         return shutil.disk_usage(self.directory).free - self._min_free_bytes
 
     @property
+    def refusal(self) -> str:
+        """Why appends are refused, or would be if there were any; empty: they are not."""
+        return self.trouble or ("" if self.free_bytes > 0 else f"{self.directory}: {self._no_room}")
+
+    @property
+    def _no_room(self) -> str:
+        return f"less than {self._min_free_bytes} bytes free (`log.min_free`)"
+
+    @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
@@ -149,18 +158,25 @@ class DurableLog:
     def _run(self) -> None:
         while True:
             groups = self._next_groups()
-            if groups or not self._sealed:
+            if groups or not self._at_rest:
                 self._busy_since = time.monotonic()
                 self._commit(groups)
                 self._busy_since = None
             if self._closing and not groups and not self._waiting:
                 return
 
+    @property
+    def _at_rest(self) -> bool:
+        """Whether there is nothing to do unless somebody appends. After a failure there is: who stands behind a balancer
+        that waits for it to recover would get nothing to try it with.
+        """
+        return self._sealed and not self.trouble
+
     def _next_groups(self) -> list[tuple[list[bytes], Done]]:
-        """What waits, once something does; nothing when it is time for a seal, or for the end."""
+        """What waits, once something does; nothing when it is time for a seal, for another try, or for the end."""
         with self._wake:
             while not (self._waiting or self._closing):
-                if not self._wake.wait(None if self._sealed else SEAL_AFTER_SECONDS):
+                if not self._wake.wait(None if self._at_rest else SEAL_AFTER_SECONDS):
                     break
             groups, self._waiting = self._waiting, []
             self._queued_bytes = 0
@@ -196,7 +212,7 @@ class DurableLog:
         group = [mark(self.end), *parts]
         size = sum(map(len, group))
         if self.free_bytes < size:
-            raise OSError(28, f"less than {self._min_free_bytes} bytes free (`log.min_free`)")
+            raise OSError(28, self._no_room)
         if self._size >= self._segment_bytes:
             self._next_segment()
         at = self._size

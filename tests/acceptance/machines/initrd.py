@@ -14,18 +14,19 @@ def guest_files() -> list[Path]:
     return sorted(path for path in GUEST.iterdir() if path.is_file())
 
 
-def initrd(image: Path) -> bytes:
-    """An uncompressed "newc" archive (Documentation/driver-api/early-userspace/buffer-format.rst)."""
-    members = list(_members(image))
+def initrd(image: Path, kernel: str) -> bytes:
+    """With the modules of one of the image's kernels. An uncompressed "newc" archive
+    (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    members = list(_members(image, kernel))
     return b"".join(_member(number, *member) for number, member in enumerate(members, start=1))
 
 
-def _members(image: Path) -> Iterator[tuple[str, int, bytes]]:
+def _members(image: Path, kernel: str) -> Iterator[tuple[str, int, bytes]]:
     for name in ("bin", "dev", "proc", "sys", "mnt", "modules", "rig"):
         yield name, stat.S_IFDIR | 0o755, b""
     yield "bin/busybox", stat.S_IFREG | 0o755, (image / "busybox").read_bytes()
     yield "bin/sh", stat.S_IFLNK | 0o777, b"busybox"
-    for module in sorted((image / "modules").iterdir()):
+    for module in sorted((image / kernel / "modules").iterdir()):
         yield f"modules/{module.name}", stat.S_IFREG | 0o644, module.read_bytes()
     for file in guest_files():
         yield f"rig/{file.name}", stat.S_IFREG | 0o755, file.read_bytes()

@@ -20,10 +20,13 @@ from tests.acceptance.machines.machine import Machine
 from tests.acceptance.machines.qemu import HERE, Emulator, MachineError, Qemu, emulator
 
 BOOT_SECONDS = 300
+STABLE, BACKPORTS = "stable", "backports"
+"""The image's kernels: Debian 12's own, and the one that its backports have."""
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "zstd": "zstd",
+    "xzcat": "xz-utils",
     "setpriv": "util-linux",
     "tar": "tar",
 }
@@ -34,12 +37,13 @@ TOOLS = {
 class Snapshot:
     emulator: Emulator
     image: Path
+    kernel: str
     directory: Path
     cache: Cache
 
 
 @contextmanager
-def snapshot() -> Iterator[Snapshot]:
+def snapshot(kernel: str = STABLE) -> Iterator[Snapshot]:
     """The booted, prepared machine, made if it is not in the cache. Unavailable where that is not possible."""
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
     if missing:
@@ -50,10 +54,10 @@ def snapshot() -> Iterator[Snapshot]:
         key = key_of(found.shape, image / "identity", *guest_files())
 
         def boot(directory: Path) -> None:
-            _boot(found, cache, image, directory)
+            _boot(found, cache, image, kernel, directory)
 
-        with cache.entry("booted", key, boot) as directory:
-            yield Snapshot(found, image, directory, cache)
+        with cache.entry(f"booted_{kernel}", key, boot) as directory:
+            yield Snapshot(found, image, kernel, directory, cache)
 
 
 @contextmanager
@@ -62,7 +66,7 @@ def machine_from(source: Snapshot) -> Iterator[Machine]:
     with source.cache.run_directory() as run:
         overlay = run / "disk.qcow2"
         source.emulator.overlay(source.directory / "disk.qcow2", "qcow2", overlay)
-        files = (source.image / "vmlinuz", source.directory / "initrd")
+        files = (source.image / source.kernel / "vmlinuz", source.directory / "initrd")
         qemu = Qemu(source.emulator, run, overlay, *files, source.directory / "state.zst")
         try:
             qemu.wait_status("query-status", "paused")
@@ -78,13 +82,13 @@ def _build_image(directory: Path) -> None:
     (directory / "identity").write_text(uuid.uuid4().hex)
 
 
-def _boot(emulator: Emulator, cache: Cache, image: Path, directory: Path) -> None:
+def _boot(emulator: Emulator, cache: Cache, image: Path, kernel: str, directory: Path) -> None:
     began = time.monotonic()
     overlay, state = directory / "disk.qcow2", directory / "state.zst"
     emulator.overlay(image / "root.img", "raw", overlay)
-    (directory / "initrd").write_bytes(initrd(image))
+    (directory / "initrd").write_bytes(initrd(image, kernel))
     with cache.run_directory() as run:
-        qemu = Qemu(emulator, run, overlay, image / "vmlinuz", directory / "initrd", None)
+        qemu = Qemu(emulator, run, overlay, image / kernel / "vmlinuz", directory / "initrd", None)
         try:
             machine = Machine(qemu)
             facts = machine.wait_ready(BOOT_SECONDS)
