@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from collector.errors import CollectorError
+from wire.daemon.files import is_read_only
 from wire.daemon.journal import Journal
 
 TRY_AGAIN_SECONDS = 5.0
@@ -35,7 +36,7 @@ async def wait_for_disk(directories: Sequence[Path], waiting: Callable[[str], ob
             log.error("log_unavailable", code="METER-001", trouble=trouble)
             told = trouble
         waiting(trouble)
-        read_only = any(os.statvfs(path).f_flag & os.ST_RDONLY for path in directories if path.exists())
+        read_only = any(is_read_only(path) for path in directories if path.exists())
         if read_only and time.monotonic() - begun > READ_ONLY_PATIENCE_SECONDS:
             raise CollectorError(trouble)
         await asyncio.sleep(TRY_AGAIN_SECONDS)

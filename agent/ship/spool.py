@@ -43,6 +43,7 @@ from agent.ship.spool_file import (
     put,
     refusal,
 )
+from wire.daemon.files import is_read_only
 from wire.identity import AgentId, BatchId, digest
 from wire.v1 import usage_pb2 as pb
 
@@ -400,6 +401,8 @@ class Spool:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                if is_read_only(self._path.parent):
+                    raise SpoolUnavailable(f"{self._path}: its disk is mounted read-only: mount it writable")
                 db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):

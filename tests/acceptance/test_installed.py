@@ -166,17 +166,19 @@ class Life:
             self.told.restarts[f"{part} {count}"] = self.site.unit(part, "NRestarts")["NRestarts"]
 
     def fill_disk(self) -> None:
+        # Most at once; and then to the last block, which others are after, too.
         self.machine.run(
-            "fallocate -l $(df --output=avail -B1 / | tail -1) /full || :; df --output=avail / | tail -1"
+            "mkdir /full; fallocate -l $(($(df --output=avail -B1M / | tail -1) - 16))M /full/most\n"
+            "cat /dev/zero 2>/dev/null >/full/rest || :"
         )
         self.wait_reason(COLLECTOR_PORT, "log_unavailable")
         self.told.trouble["full"] = self.site.reasons(COLLECTOR_PORT)
         # No restart: systemd 252 makes a directory in /tmp for PrivateDevices, and starts nothing without room for it.
-        self.machine.run("rm /full")
+        self.machine.run("rm -r /full")
         self.site.wait_ready()
 
     def mount_read_only(self) -> None:
-        """As ext4 does it by itself after an error: under everybody's feet."""
+        """Under everybody's feet, as after an error; and writes go on succeeding."""
         self.machine.run(
             "sync; echo u >/proc/sysrq-trigger; until ! touch /var/x 2>/dev/null; do sleep 0.2; done"
         )

@@ -93,6 +93,21 @@ def test_a_full_spool_refuses_whole_and_changes_nothing(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_what_an_emergency_remount_made_read_only_is_refused_though_every_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for sysrq u, which is for all disks of a host; tests/acceptance has it in a machine."""
+    spool = opened(tmp_path)
+    spool.commit([draft()], b"before")
+    with monkeypatch.context() as remounted:
+        remounted.setattr("agent.ship.spool.is_read_only", lambda _: True)
+        with pytest.raises(SpoolUnavailable, match="mount it writable"):
+            spool.commit([draft()], b"after")
+        assert spool.load_baseline() == b"before"
+    assert spool.commit([draft()], b"after")[0].seq == 2
+    spool.close()
+
+
 def test_a_batch_whose_bytes_changed_on_disk_goes_to_quarantine_and_is_never_sent(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     spool.commit([draft(), draft(), draft()], b"")

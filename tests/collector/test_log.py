@@ -143,6 +143,21 @@ def test_a_read_only_disk_is_named(mounted: Callable[[str], Path]) -> None:
         DurableLog(mounted("ro,size=1m"), SEGMENT, FREE)
 
 
+def test_what_an_emergency_remount_made_read_only_is_refused_though_every_write_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands in for sysrq u, which is for all disks of a host; tests/acceptance has it in a machine."""
+    log = DurableLog(tmp_path, SEGMENT, FREE)
+    with monkeypatch.context() as remounted:
+        remounted.setattr("collector.handoff.log.writer.is_read_only", lambda _: True)
+        assert log.append_and_wait(record(1, b"a")) is None
+        assert "Read-only" in log.refusal
+    until(lambda: not log.refusal)
+    assert log.append_and_wait(record(2, b"b")) is not None
+    log.close()
+    assert bodies_of(tmp_path) == [b"b"]
+
+
 def test_too_little_free_space_is_refused_before_it_is_used_up(tmp_path: Path) -> None:
     log = DurableLog(tmp_path, SEGMENT, 1 << 60)
     assert log.append_and_wait(record(1, b"a")) is None

@@ -37,3 +37,12 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def is_read_only(where: int | Path) -> bool:
+    """Whether the file system of a file takes nothing now, whatever became of it while the file was open.
+
+    A file system that the kernel has made read-only under open files (sysrq u) still takes writes into the page cache,
+    and fsync(2) succeeds without writing anything (fs/ext4/fsync.c: `if (sb_rdonly(...)) goto out`).
+    """
+    return bool(os.statvfs(where).f_flag & os.ST_RDONLY)

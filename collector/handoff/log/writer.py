@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -22,7 +23,7 @@ from collector.handoff.log.files import (
 )
 from collector.handoff.log.recent import Recent
 from collector.handoff.log.records import HEADER_BYTES, Bad, Kind, mark, pieces
-from wire.daemon.files import replace_durably
+from wire.daemon.files import is_read_only, replace_durably
 from wire.daemon.journal import Journal
 
 SEAL_AFTER_SECONDS = 1.0
@@ -212,7 +213,7 @@ class DurableLog:
         group = [mark(self.end), *parts]
         size = sum(map(len, group))
         if self.free_bytes < size:
-            raise OSError(28, self._no_room)
+            raise OSError(errno.ENOSPC, self._no_room)
         if self._size >= self._segment_bytes:
             self._next_segment()
         at = self._size
@@ -224,6 +225,8 @@ class DurableLog:
                 self._write_rest(b"".join(some)[written:], at + written)
             at += wanted
         os.fdatasync(self._fd)
+        if is_read_only(self._fd):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         begin = self.end
         self._size += size
         self._sealed = seal
