@@ -16,6 +16,7 @@ from tests.acceptance.delivered import Delivered
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import Weighbridge
+from wire.measures import BIT
 from wire.v1 import usage_pb2 as pb
 
 UNIT = "weighbridge-probes-bcc"
@@ -108,12 +109,15 @@ def test_the_agent_reads_it_and_the_files_where_it_says_nothing(told: Told) -> N
     assert (told.status["probes"], told.status["probes_walk"]) == ("attached", "none")
 
 
-def test_every_end_is_seen_also_while_the_helper_is_down_and_what_is_unknown_says_so(told: Told) -> None:
+def test_every_end_is_seen_also_while_the_helper_is_down_and_its_unknown_usage_is_no_nought(
+    told: Told,
+) -> None:
     assert len(told.short_lives) == 2 * LIVES
     for cgroup_id in told.short_lives:
         ends = [flags for flags in told.delivered.flags(cgroup_id) if flags & pb.ROW_FLAG_FINAL]
         assert len(ends) == 1
-        assert ends[0] & pb.ROW_FLAG_TAIL_UNSEEN
+        batch, row = told.delivered.rows(cgroup_id)[-1]
+        assert not batch.known[row] >> BIT["cpu_usage_ns"] & 1
 
 
 def test_traffic_is_counted_to_the_byte_while_the_helper_is_down(told: Told) -> None:
