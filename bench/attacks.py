@@ -177,7 +177,8 @@ def _client_hello(context: ssl.SSLContext) -> bytes:
 
 def too_many_connections(target: Target, until: _Until) -> None:
     """300 connections of an enrolled agent, each of them in good order and silent."""
-    context, made = target.agent(), []
+    context = target.agent()
+    made: list[Connection] = []
     while until.more():
         for _ in range(300 - len(made)):
             try:

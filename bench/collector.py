@@ -130,8 +130,10 @@ def _measure(
     for key, name in (("ratio_to_bare_producer", "producer"), ("ratio_to_otel", "otel")):
         for rows, end in ((10, ""), (100, "_100rows")):
             peer = figures.get((name, rows))
-            ratio = peer and figures["collector", rows].per_cpu_second / peer.per_cpu_second
-            result[key + end] = ratio and round(ratio, 3)
+            if peer is None:
+                result[key + end] = None
+                continue
+            result[key + end] = round(figures["collector", rows].per_cpu_second / peer.per_cpu_second, 3)
     if not quiet:
         for (name, rows), figure in figures.items():
             print(

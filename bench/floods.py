@@ -103,7 +103,7 @@ async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
     pid = site.collector.pid
     clients = [Client(site, agent, f"tenant-{number}") for number, agent in enumerate(agents)]
     for client in clients:
-        await client.open()
+        await client.connection.open()
     await _round(clients, 2.0)  # connections, caches, branch predictors
     before = await _round(clients, BEFORE_SECONDS)
     rss_before = rss_mib(pid)
@@ -122,7 +122,7 @@ async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
             attack.kill()
         attack.wait()
     for client in clients:
-        await client.close()
+        await client.connection.close()
     assert site.collector.poll() is None, site.journal("collector")
     return {
         "rss_added_mib": round(most - rss_before, 1),
@@ -141,7 +141,9 @@ async def _round(clients: list[Client], seconds: float) -> list[float]:
     begin, latencies = asyncio.get_running_loop().time() + 0.1, list[float]()
     await asyncio.gather(
         *(
-            client.send(requests, begin + index * PACE_SECONDS / len(clients), PACE_SECONDS, latencies)
+            client.connection.send(
+                requests, latencies, begin + index * PACE_SECONDS / len(clients), PACE_SECONDS
+            )
             for index, (client, requests) in enumerate(zip(clients, prepared, strict=True))
         )
     )

@@ -216,7 +216,7 @@ class SpoolingAgent:
             message = await call.read()
             if message is grpc.aio.EOF:
                 await call.code()
-                raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, None, None)  # type: ignore[arg-type]
+                raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, None, None)
             count -= len(message.answers.answers)
             for answer in message.answers.answers:
                 assert answer.status != Status.STATUS_REJECTED, answer

@@ -19,7 +19,7 @@ def build(directory: Path) -> Path:
 
 def start(program: Path, parent: Cgroup, first: int, count: int, workers: int = 1) -> subprocess.Popen[str]:
     """`count` cgroups in `parent`, named by numbers from `first` on, `workers` at a time."""
-    command = [program, parent.path, str(first), str(count), str(workers)]
+    command = [str(program), str(parent.path), str(first), str(count), str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

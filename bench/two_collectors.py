@@ -26,7 +26,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Agent:
             self.made[item.seq] = item.digest
             self.spool[item.seq] = item
 
-    def _take(self, answers: list[pb.Answer]) -> int:
+    def _take(self, answers: Iterable[pb.Answer]) -> int:
         """Milliseconds to wait."""
         wait_ms = 0
         for answer in answers:
@@ -215,7 +215,7 @@ class Rig:
         of_redis = [self._stop_redis, self._kill_redis, self._flush_redis]
         until = time.monotonic() + seconds
         suffering: list[asyncio.Task[None]] = []
-        order: list[Callable[[], Awaitable[None]]] = []
+        order: list[Callable[[], Coroutine[None, None, None]]] = []
         await asyncio.sleep(2)
         while time.monotonic() < until:
             if not order:
@@ -378,7 +378,9 @@ def measure(
         found = copies(rig.broker, rig.topic)
     finally:
         rig.close()
-    made = {(a.simulated.agent_id, 1, seq): d for a in rig.agents for seq, d in a.made.items()}
+    made: dict[tuple[str, int, int], bytes] = {
+        (a.simulated.agent_id, 1, seq): d for a in rig.agents for seq, d in a.made.items()
+    }
     other_bytes = [i for i, some in found.items() if {d for d, _ in some} != {made.get(i)}]
     plain = Counter(identity for identity, some in found.items() for _, unverified in some if not unverified)
     return {

@@ -77,7 +77,7 @@ def dashboard(
     for row_title, panels in rows:
         made.with_row(Row(row_title).id(next(numbers)))
         for panel in panels:
-            made.with_panel(panel.id(next(numbers)))
+            made.with_panel(panel.id(next(numbers)))  # type: ignore[attr-defined] # of each kind of panel, not of Builder
     return made
 
 
