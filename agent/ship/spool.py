@@ -401,14 +401,24 @@ class Spool:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-                if is_read_only(self._path.parent):
-                    raise SpoolUnavailable(f"{self._path}: its disk is mounted read-only: mount it writable")
+                self._check_writable()
                 db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     if db.in_transaction:
                         db.execute("ROLLBACK")
                 raise
+
+    def _check_writable(self) -> None:
+        """Before a commit, for after it there is no way back: what is committed is no longer the caller's."""
+        try:
+            read_only = is_read_only(self._path.parent)
+        except OSError as error:
+            raise SpoolUnavailable(
+                f"{self._path.parent}: {error.strerror}; mount it, or restart the agent"
+            ) from error
+        if read_only:
+            raise SpoolUnavailable(f"{self._path}: its disk is mounted read-only: mount it writable")
 
     def _named(self, error: sqlite3.Error) -> SpoolError:
         if is_damage(error):

@@ -108,6 +108,18 @@ def test_what_an_emergency_remount_made_read_only_is_refused_though_every_write_
     spool.close()
 
 
+def test_a_directory_that_is_gone_is_named_and_nothing_is_taken_for_durable(tmp_path: Path) -> None:
+    spool = opened(tmp_path / "state")
+    spool.commit([draft()], b"before")
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    with pytest.raises(SpoolUnavailable, match="No such file"):
+        spool.commit([draft()], b"after")
+    (tmp_path / "elsewhere").rename(tmp_path / "state")
+    assert spool.load_baseline() == b"before"
+    assert spool.commit([draft()], b"after")[0].seq == 2
+    spool.close()
+
+
 def test_a_batch_whose_bytes_changed_on_disk_goes_to_quarantine_and_is_never_sent(tmp_path: Path) -> None:
     spool = opened(tmp_path)
     spool.commit([draft(), draft(), draft()], b"")

@@ -105,7 +105,12 @@ class DurableLog:
     @property
     def refusal(self) -> str:
         """Why appends are refused, or would be if there were any; empty: they are not."""
-        return self.trouble or ("" if self.free_bytes > 0 else f"{self.directory}: {self._no_room}")
+        if self.trouble:
+            return self.trouble
+        try:
+            return "" if self.free_bytes > 0 else f"{self.directory}: {self._no_room}"
+        except OSError as error:
+            return f"{self.directory}: {error.strerror}"
 
     @property
     def _no_room(self) -> str:
