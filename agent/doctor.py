@@ -99,6 +99,13 @@ def _probes(probes: Probes) -> Finding:
             "probes",
             f"{text}; no room for: {lost}. Keep the agent running, or load with more --max-cgroups and --max-ended",
         )
+    if probes.lacks:
+        unseen = " and ".join(probes.lacks)
+        return Finding(
+            "warning",
+            "probes",
+            f"{text}; {unseen} not seen: the journal of the unit that loaded them says why",
+        )
     return Finding("ok", "probes", text)
 
 

@@ -85,7 +85,7 @@ def _event(tracepoint: Path) -> int:
         raise Refused(
             f"kernel.perf_event_paranoid is {level}, by which this distribution's kernel wants CAP_SYS_ADMIN for"
             f" tracepoints: sysctl kernel.perf_event_paranoid={_MOST_PARANOID_UPSTREAM}, or add that capability to the"
-            f" unit's CapabilityBoundingSet"
+            f" unit's CapabilityBoundingSet; then load again"
         ) from error
 
 

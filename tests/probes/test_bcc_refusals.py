@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from agent import doctor
+from agent.read.probes.reader import Probes
 from bench import bcc
 from bench.cgroups import Cgroup
 from bench.probe_set import ProbeSet
@@ -68,6 +70,14 @@ def test_without_tracefs_and_the_right_to_mount_it_the_network_is_counted_all_th
         assert "mount -t tracefs tracefs /sys/kernel/tracing" in helper.said
         status = pins.status()
         assert (status["lifecycle"], status["network"]) == (False, True)
+        probes = Probes(pins.directory)
+        try:
+            probes.look()
+            found = doctor._probes(probes)
+            assert found.level == "warning"
+            assert "ends of containers not seen: the journal of the unit" in found.text
+        finally:
+            probes.close()
 
 
 def test_programs_that_cannot_be_replaced_stay(pins: ProbeSet, ours: Cgroup) -> None:

@@ -48,6 +48,13 @@ class Probes:
         return "" if self.standing.state in _COUNTING else self.standing.text
 
     @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the attached set does not see, because the kernel refused the programs for it."""
+        has = self._set.has if self._set is not None else Has(0)
+        seen = {Has.LIFECYCLE: "ends of containers", Has.NETWORK: "network traffic"}
+        return tuple(text for part, text in seen.items() if part not in has)
+
+    @property
     def walk(self) -> str:
         """How the snapshot is taken."""
         return engine_name(self._set.about.walk) if self._set is not None else "none"
