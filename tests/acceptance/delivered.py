@@ -36,6 +36,16 @@ class Delivered:
         """The flags of its rows."""
         return [batch.row_flags[row] if batch.row_flags else 0 for batch, row in self.rows(cgroup_id)]
 
+    def ends(self, cgroup_id: int) -> int:
+        """How many of its rows say that they are the last."""
+        return sum(bool(flags & pb.ROW_FLAG_FINAL) for flags in self.flags(cgroup_id))
+
+    def counter_resets(self) -> int:
+        """How many rows began to count anew."""
+        return sum(
+            bool(flag & pb.ROW_FLAG_COUNTER_RESET) for batch in self.batches for flag in batch.row_flags
+        )
+
     def known(self, cgroup_id: int, measure: str) -> list[int]:
         """The values of one measure in every row of a cgroup in which it is known."""
         return [

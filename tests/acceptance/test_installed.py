@@ -23,7 +23,6 @@ from tests.acceptance.packages import IN_MACHINE, NEW, OLD, manage, put_packages
 from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import AGENT_PORT, COLLECTOR_PORT, FETCH, WAIT_INTERVALS, Weighbridge
 from tests.packaging.test_install import first_use
-from wire.v1 import usage_pb2 as pb
 
 SHORT_LIVES = 200
 MEBIBYTE = 1 << 20
@@ -343,8 +342,7 @@ def test_a_workload_is_delivered_as_kernel_and_podman_counted_it(told: Told, nam
 def test_each_short_life_is_delivered_once_while_versions_change(told: Told) -> None:
     assert len(told.short_lives) == SHORT_LIVES
     for cgroup_id, usage_ns in told.short_lives.items():
-        ends = [flags for flags in told.delivered.flags(cgroup_id) if flags & pb.ROW_FLAG_FINAL]
-        assert len(ends) == 1
+        assert told.delivered.ends(cgroup_id) == 1
         assert abs(told.delivered.measured(cgroup_id, "cpu_usage_ns") - usage_ns) <= 1_000
 
 
@@ -353,8 +351,7 @@ def test_nothing_is_lost_or_twice_in_the_whole_life(told: Told) -> None:
     assert verdict.sound, verdict
     assert not verdict.missing
     assert not verdict.duplicates
-    flags = [flags for batch in told.delivered.batches for flags in batch.row_flags]
-    assert not any(flag & pb.ROW_FLAG_COUNTER_RESET for flag in flags)
+    assert told.delivered.counter_resets() == 0
 
 
 def test_a_removal_keeps_the_state_and_a_purge_takes_it(told: Told) -> None:

@@ -341,7 +341,7 @@ def test_nothing_is_twice_or_negative_and_the_agent_complained_of_nothing_else(t
     assert not verdict.missing
     assert not verdict.duplicates
     batches = told.delivered.batches
-    assert not any(flag & pb.ROW_FLAG_COUNTER_RESET for batch in batches for flag in batch.row_flags)
+    assert told.delivered.counter_resets() == 0
     assert told.delivered.cpu_usage_ns() == told.delivered.host_cpu_usage_ns() > 0
     ended = [
         cgroup_id

@@ -20,7 +20,6 @@ from tests.acceptance.machines.snapshot import BACKPORTS
 from tests.acceptance.packages import NEW, OLD, manage
 from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import Weighbridge
-from wire.v1 import usage_pb2 as pb
 
 LIVES_A_CHANGE = 40
 NAMES = "weighbridge-agent weighbridge-collector"
@@ -97,8 +96,7 @@ def test_the_probes_are_loaded_with_the_best_that_a_newer_kernel_has(told: Told)
 def test_each_short_life_is_delivered_once_while_versions_change(told: Told) -> None:
     assert len(told.short_lives) == 2 * LIVES_A_CHANGE
     for cgroup_id, usage_ns in told.short_lives.items():
-        ends = [flags for flags in told.delivered.flags(cgroup_id) if flags & pb.ROW_FLAG_FINAL]
-        assert len(ends) == 1
+        assert told.delivered.ends(cgroup_id) == 1
         assert abs(told.delivered.measured(cgroup_id, "cpu_usage_ns") - usage_ns) <= 1_000
 
 
@@ -112,8 +110,7 @@ def test_nothing_is_lost_or_twice(told: Told) -> None:
     assert verdict.sound, verdict
     assert not verdict.missing
     assert not verdict.duplicates
-    flags = [flags for batch in told.delivered.batches for flags in batch.row_flags]
-    assert not any(flag & pb.ROW_FLAG_COUNTER_RESET for flag in flags)
+    assert told.delivered.counter_resets() == 0
 
 
 def test_an_erasure_keeps_the_state_and_nothing_else(told: Told) -> None:
