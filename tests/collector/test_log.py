@@ -150,6 +150,7 @@ def test_what_an_emergency_remount_made_read_only_is_refused_though_every_write_
     log = DurableLog(tmp_path, SEGMENT, FREE)
     with monkeypatch.context() as remounted:
         remounted.setattr("collector.handoff.log.writer.is_read_only", lambda _: True)
+        assert "Read-only" in log.refusal, "before anybody writes"
         assert log.append_and_wait(record(1, b"a")) is None
         assert "Read-only" in log.refusal
     until(lambda: not log.refusal)

@@ -108,6 +108,8 @@ class DurableLog:
         if self.trouble:
             return self.trouble
         try:
+            if is_read_only(self.directory):
+                return f"{self.directory}: {os.strerror(errno.EROFS)}"
             return "" if self.free_bytes > 0 else f"{self.directory}: {self._no_room}"
         except OSError as error:
             return f"{self.directory}: {error.strerror}"
