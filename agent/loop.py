@@ -42,6 +42,8 @@ from wire.v1 import usage_pb2 as pb
 LONGER_WHEN_FULL = ((0.95, 60), (0.90, 30), (0.75, 6))
 """(fill of the spool, intervals in one): near the bound rows become longer, and so fewer."""
 LONGEST_INTERVAL_SECONDS = 3_600.0
+CLOCK_EPOCHS_APART_NS = 3_600 * 10**9
+"""A clock that goes back and forth opens no more epochs than this: a collector keeps a thousand of an agent."""
 
 log = Journal("agent.loop")
 
@@ -82,6 +84,7 @@ class MeterLoop:
         self._reader = self._new_reader(self.plan)
         self.baseline: Baseline
         self._was_down = False
+        self._clock_followed_boottime_ns: int | None = None
 
     def start(self) -> bool:
         """Take up the spool and its baseline, or begin one. Nothing is metered before it is durable.
@@ -106,6 +109,7 @@ class MeterLoop:
         """One interval. Whether new batches are in the spool."""
         begun = time.perf_counter()
         snapshot = self._read(frozenset(self.baseline.units))
+        self._follow_clock(snapshot)
         outcome = usage.step(self.baseline, snapshot, self.catalogue.tenant_of, self._cadence)
         producer = self._producer(self.plan, self._reader.cpu_source, snapshot.complete)
         committed = self._commit(outcome, producer)
@@ -171,6 +175,26 @@ class MeterLoop:
         ended = [end.reading.path for end in snapshot.ends]
         self.catalogue.learn([*(unit.path for unit in snapshot.units), *ended])
         return snapshot
+
+    def _follow_clock(self, snapshot: Snapshot) -> None:
+        """Begin a new epoch at the clock's own time when it was set far back. In the old one time would stand still
+        until the clock has caught up, and a collector would refuse it all as lying in the future.
+        """
+        followed = self._clock_followed_boottime_ns
+        if followed is not None and snapshot.boottime_ns - followed < CLOCK_EPOCHS_APART_NS:
+            return
+        reopened = usage.follow_clock(self.baseline, snapshot)
+        if reopened is None:
+            return
+        try:
+            self._spool.open_epoch(self._spool.epoch, snapshot.wall_unix_ns, None, _encode(reopened))
+        except SpoolError:
+            # The commit of this interval fails for the same reason, and says so.
+            return
+        seconds_behind = (self.baseline.end_unix_ns - snapshot.wall_unix_ns) // 10**9
+        self.baseline = reopened
+        self._clock_followed_boottime_ns = snapshot.boottime_ns
+        log.warning("clock_set_back", seconds_behind=seconds_behind, epoch=self._spool.epoch)
 
     def _take_up_baseline(self) -> None:
         data = self._spool.load_baseline()

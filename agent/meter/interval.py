@@ -11,6 +11,8 @@ from wire.v1 import usage_pb2 as pb
 _CLOCK_TOLERANCE_NS = 50_000_000
 _CLOCK_SLEW_PPM = 600
 """The kernel slews at most 500 ppm (adjtimex MAXFREQ) around the crystal's own error."""
+STAND_STILL_NS = 60_000_000_000
+"""How far the wall clock may be behind what was written already for a stream to wait for it."""
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agent.meter.interval import Cadence, Interval, interval_between
+from agent.meter.interval import STAND_STILL_NS, Cadence, Interval, interval_between
 from agent.meter.model import End, ProbeMark, Reading, Snapshot
 from agent.meter.nesting import hand_over, hand_up_carries, subtract_nested
 from agent.meter.network import NETWORK_BITS, NETWORK_KNOWN, Gains, NetworkBase, gains
@@ -153,6 +153,17 @@ def reopen(baseline: Baseline) -> Baseline:
             for stretch in baseline.held
         ],
     )
+
+
+def follow_clock(baseline: Baseline, snapshot: Snapshot) -> Baseline | None:
+    """The baseline for a new epoch, which begins where the wall clock says the last interval ended, if the clock is too
+    far behind what was written to be waited for. None if it is not, or while rows wait for a commit: those go first.
+    """
+    if baseline.held or snapshot.wall_unix_ns >= baseline.end_unix_ns - STAND_STILL_NS:
+        return None
+    counted_from = baseline.boottime_ns if snapshot.boot_id == baseline.boot_id else 0
+    end = max(1, snapshot.wall_unix_ns - (snapshot.boottime_ns - counted_from))
+    return msgspec.structs.replace(reopen(baseline), end_unix_ns=end)
 
 
 def rebase(baseline: Baseline, snapshot: Snapshot, sources: str, tenant_of: TenantOf) -> Baseline:

@@ -13,15 +13,19 @@ from wire.v1 import usage_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Batches of one agent, oldest first."""
+    """Batches of one agent, in the order in which they were accepted."""
 
     batches: list[pb.UsageBatch]
 
     @classmethod
     def of(cls, log: Path) -> Self:
+        """Of a log in which everything was accepted in the end: what was rejected was let in later, byte for byte."""
         records = [record for record in scan(log) if isinstance(record, Record)]
-        assert {record.kind for record in records} == {Kind.ACCEPTED}
-        return cls([pb.UsageBatch.FromString(record.body) for record in records])
+        accepted = [record for record in records if record.kind is Kind.ACCEPTED]
+        rejected = [record for record in records if record.kind is Kind.REJECTED]
+        assert len(accepted) + len(rejected) == len(records)
+        assert {record.digest for record in rejected} <= {record.digest for record in accepted}
+        return cls([pb.UsageBatch.FromString(record.body) for record in accepted])
 
     def rows(self, cgroup_id: int) -> list[tuple[pb.UsageBatch, int]]:
         """The rows of one cgroup: batches and places in them."""

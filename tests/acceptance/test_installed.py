@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from tests.packaging.test_install import first_use
 
 SHORT_LIVES = 200
 MEBIBYTE = 1 << 20
+HOUR_NS = 3_600 * 10**9
 AGENT_MIB, COLLECTOR_MIB = 64, 256
 EXPOSURE = 1.5
 QUIET = "exec sleep 86400"
@@ -36,7 +38,7 @@ CONTAINERS = {
     f"sh -c 'dd if=/dev/zero of=/dev/null bs=64M count=1; {QUIET}'",
     "talker": f"--network host localhost/busybox:1 sh -c '{TALK}; {QUIET}'",
 }
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "agent": {
         "owners": {"default": "platform", "rules": [{"path": "/machine.slice/**", "tenant": "globex"}]}
     },
@@ -187,9 +189,18 @@ class Life:
         self.site.wait_ready()
 
     def set_clock(self) -> None:
-        """Three hours forward and, with the next command, back."""
+        """Three hours forward and, with the next command, back. What was rejected as lying in the future is let in."""
         self.machine.run(f"date -s '+3 hours' >/dev/null; python3 -Sc '{WAIT_INTERVALS}' 2", seconds=300)
-        self.site.wait_intervals(2)
+        self.site.wait("journalctl -q -b -o cat -u weighbridge-agent | grep -q clock_set_back")
+        self.site.wait_ready()
+        self.site.configure("collector", SETTINGS["collector"] | {"validation": {"clock_ahead": "4h"}})
+        self.machine.run(
+            "systemctl stop weighbridge-collector\n"
+            "weighbridge-collector log readmit --reason clock_skew\n"
+            "systemctl start weighbridge-collector",
+            seconds=300,
+        )
+        self.site.configure("collector", SETTINGS["collector"])
 
     def change_versions(self) -> None:
         """N-1 -> N -> N-1, while cgroups come and go."""
@@ -344,6 +355,14 @@ def test_each_short_life_is_delivered_once_while_versions_change(told: Told) -> 
     for cgroup_id, usage_ns in told.short_lives.items():
         assert told.delivered.ends(cgroup_id) == 1
         assert abs(told.delivered.measured(cgroup_id, "cpu_usage_ns") - usage_ns) <= 1_000
+
+
+def test_a_clock_set_back_is_followed_in_an_epoch_of_its_own(told: Told) -> None:
+    """Ahead by three hours for some intervals, in the epoch that was; at the right time in the next, which goes on where it ended."""
+    first, second = sorted({batch.epoch for batch in told.delivered.batches})
+    ends = {batch.interval_end_unix_ns for batch in told.delivered.batches if batch.epoch == first}
+    begins = {batch.interval_start_unix_ns for batch in told.delivered.batches if batch.epoch == second}
+    assert max(ends) - min(begins) > 2 * HOUR_NS
 
 
 def test_nothing_is_lost_or_twice_in_the_whole_life(told: Told) -> None:

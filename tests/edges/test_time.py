@@ -11,8 +11,8 @@ from agent.meter import usage
 from bench.site import Site
 from collector.log_commands import verify
 from tests.agent.fakehost import CONTAINER, FakeHost
-from tests.agent.metering import Metering, cpu_of, gaps_of
-from tests.agent.readings import CADENCE, SECOND, WALL, everybody, reading, root, snapshot
+from tests.agent.metering import Metering, cpu_of, gaps_of, openings_of
+from tests.agent.readings import BOOT_B, CADENCE, SECOND, WALL, everybody, reading, root, snapshot
 from wire.v1 import usage_pb2 as pb
 
 
@@ -121,3 +121,103 @@ def test_edge_memory_while_the_agent_was_down_is_a_trapezoid_marked_and_bounded(
     assert batch.memory_peak_bytes[row] == 5_000_000
     assert batch.memory_byte_seconds[row] <= batch.memory_peak_bytes[row] * seconds
     metering.stop()
+
+
+@pytest.mark.parametrize("step_seconds", [-86_400, -3_600, -61 - 10])
+def test_edge_a_clock_set_far_back_begins_an_epoch_at_its_own_time(step_seconds: int) -> None:
+    before = usage.begin(snapshot(100, root(0), reading(7, 3)), "t", everybody, [])
+    taken = snapshot(110, root(9), reading(7, 5), wall=WALL + (110 + step_seconds) * SECOND)
+    followed = usage.follow_clock(before, taken)
+    assert followed is not None
+    outcome = usage.step(followed, taken, everybody, CADENCE)
+    assert outcome.interval.start_unix_ns == WALL + (100 + step_seconds) * SECOND
+    assert outcome.interval.end_unix_ns == WALL + (110 + step_seconds) * SECOND
+    assert outcome.interval.duration_ns == 10 * SECOND
+    assert outcome.interval.flags & pb.BATCH_FLAG_CLOCK_STEPPED_BACK
+    assert {u.cgroup_id: u.values[0] for u in outcome.usages} == {7: 2, 1: 7}
+    assert all(u.opens for u in outcome.usages)
+
+
+@pytest.mark.parametrize("step_seconds", [-70, -5, 0, 3_600])
+def test_edge_a_clock_less_than_a_minute_behind_what_was_written_is_waited_for(step_seconds: int) -> None:
+    before = usage.begin(snapshot(100, root(0)), "t", everybody, [])
+    taken = snapshot(110, root(9), wall=WALL + (110 + step_seconds) * SECOND)
+    assert usage.follow_clock(before, taken) is None
+
+
+def test_edge_rows_that_wait_for_a_commit_go_before_the_clock_is_followed() -> None:
+    before = usage.begin(snapshot(100, root(0)), "t", everybody, [])
+    held = usage.hold(usage.step(before, snapshot(110, root(9)), everybody, CADENCE), fold_ended=True)
+    assert usage.follow_clock(held, snapshot(120, root(10), wall=WALL - 3_600 * SECOND)) is None
+
+
+def test_edge_a_reboot_with_a_clock_set_far_back_starts_at_the_boot_as_that_clock_has_it() -> None:
+    before = usage.begin(snapshot(100, root(0), reading(7, 3)), "t", everybody, [])
+    wall = WALL - 3_600 * SECOND
+    taken = snapshot(5, root(4), boot=BOOT_B, wall=wall)
+    followed = usage.follow_clock(before, taken)
+    assert followed is not None
+    outcome = usage.step(followed, taken, everybody, CADENCE)
+    assert outcome.interval.start_unix_ns == wall - 5 * SECOND
+    assert outcome.interval.end_unix_ns == wall
+    assert [gap.reason for gap in outcome.gaps] == [pb.GAP_REASON_REBOOT]
+    assert all(gap.start_unix_ns <= gap.end_unix_ns for gap in outcome.gaps)
+
+
+class Clock:
+    """The wall clock of a test: the true one, and what somebody has added to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        true = time.time_ns
+        self.ahead_seconds = 0
+        monkeypatch.setattr(time, "time_ns", lambda: true() + self.ahead_seconds * SECOND)
+
+
+def test_edge_what_is_used_while_the_clock_goes_ahead_and_back_is_written_once_at_the_time_it_says(
+    fake: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    metering = Metering(fake, tmp_path / "state")
+    used = 0
+    epochs = []
+    for ahead_seconds in (0, 10_800, 0, 0, 10_800, 0):
+        clock.ahead_seconds = ahead_seconds
+        used += 100
+        fake.cpu("/", used + 10_000)
+        fake.cpu(CONTAINER, used)
+        batches = metering.tick()
+        now = time.time_ns()
+        epochs.append(batches[0].epoch)
+        late = [batch.interval_end_unix_ns - now for batch in batches]
+        # Once an hour a clock that was set back is followed; the second time, time stands still.
+        assert all((abs(ns) < 60 * SECOND) == (len(epochs) < 6) for ns in late)
+    first, second = epochs[0], epochs[2]
+    assert epochs == [first, first, second, second, second, second]
+    assert second > first
+    written = metering.batches()
+    metering.stop()
+    assert cpu_of(written, CONTAINER) == used * 1_000
+    reopened = next(b for b in written if b.epoch == second and openings_of(b))
+    assert openings_of(reopened)[CONTAINER] == 200_000
+
+
+def test_edge_a_kill_right_after_the_clock_was_followed_neither_loses_nor_repeats(
+    fake: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    metering = Metering(fake, tmp_path / "state")
+    clock.ahead_seconds = 10_800
+    fake.cpu("/", 10_100)
+    fake.cpu(CONTAINER, 100)
+    metering.tick()
+    clock.ahead_seconds = 0
+    fake.cpu("/", 10_200)
+    fake.cpu(CONTAINER, 200)
+    monkeypatch.setattr(metering.loop, "_commit", lambda *_: False)
+    metering.tick()
+    metering.restart()
+    batches = metering.tick()
+    metering.stop()
+    assert {b.seq for b in batches} >= {1}
+    assert all(abs(b.interval_end_unix_ns - time.time_ns()) < 60 * SECOND for b in batches)
+    assert cpu_of(batches, CONTAINER) == 100_000
