@@ -358,7 +358,7 @@ def test_each_short_life_is_delivered_once_while_versions_change(told: Told) -> 
 
 
 def test_a_clock_set_back_is_followed_in_an_epoch_of_its_own(told: Told) -> None:
-    """Ahead by three hours for some intervals, in the epoch that was; at the right time in the next, which goes on where it ended."""
+    """Ahead by three hours for some intervals, in the epoch that was; at the right time in the next one."""
     first, second = sorted({batch.epoch for batch in told.delivered.batches})
     ends = {batch.interval_end_unix_ns for batch in told.delivered.batches if batch.epoch == first}
     begins = {batch.interval_start_unix_ns for batch in told.delivered.batches if batch.epoch == second}
