@@ -18,9 +18,6 @@ ROOT = Path(__file__).parent.parent.parent
 BUILD_AND_RUN_SECONDS = 1_500
 """A first run builds the image: everything in here is emulated, and nothing waits without an end."""
 
-collect_ignore = [] if os.environ.get("WEIGHBRIDGE_WHOLE_LIFE") else ["test_installed.py"]
-"""A long form, like a bench: 20 minutes where machines are emulated. docs/machines.md says how to run it."""
-
 NewMachine = Callable[..., AbstractContextManager[Machine]]
 """Takes the kernel, `STABLE` unless told."""
 
