@@ -80,7 +80,11 @@ def main() -> int:
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weighbridge-bench-")))
-        settings: dict[str, Any] = {"journal_level": "error"}
+        settings: dict[str, Any] = {
+            "journal_level": "error",
+            # An agent of the 10,000 streams opens the next as soon as it has ended one.
+            "limits": {"streams_per_agent": 1_000},
+        }
         broker = None
         if args.handoff == "kafka":
             if why := kafka_broker.missing():
