@@ -60,6 +60,8 @@ class Node:
         self._hosts = self._directory / "hosts"
         apart.seen(self._hosts).write_text(f"127.0.0.1 localhost {' '.join(hosts)}\n")
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.ran: set[str] = set()
+        """Containers that were run as their manifests say."""
 
     def run(self, pod: Pod, name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A container to its end; with words, its entry point has these for arguments."""
@@ -119,6 +121,8 @@ class Node:
         return ["crun", "--root", self._directory / "crun", "--cgroup-manager", "disabled", *words]
 
     def _bundle(self, pod: Pod, name: str, words: Sequence[str]) -> list[str | Path]:
+        if not words:
+            self.ran.add(name)
         bundle = self._directory / "bundles" / name
         self._apart.seen(bundle).mkdir(exist_ok=True)
         config = self._config(pod, pod.container(name), words)
@@ -179,6 +183,9 @@ class Node:
                 self._make(place)
                 os.chown(self._apart.seen(place), 0, pod.spec["securityContext"]["fsGroup"])
                 self._apart.seen(place).chmod(0o2775)
+            elif pod.spec["securityContext"].get("fsGroupChangePolicy") != "OnRootMismatch":
+                for file in self._apart.seen(place).rglob("*"):
+                    file.chmod(file.stat().st_mode | 0o060)
             return place
         (volume,) = (found for found in pod.spec["volumes"] if found["name"] == name)
         if "hostPath" in volume:
@@ -237,7 +244,7 @@ def _capabilities(privileged: bool) -> Json:
         said = subprocess.check_output(["setpriv", "--dump"], text=True)
         (known,) = re.findall("^Capability bounding set: (.*)$", said, re.MULTILINE)
         names = [f"CAP_{name.upper()}" for name in known.split(",")]
-    return {kind: names for kind in ("bounding", "effective", "permitted")}
+    return dict.fromkeys(("bounding", "effective", "permitted"), names)
 
 
 def _default_seccomp() -> Json:
