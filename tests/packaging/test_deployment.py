@@ -162,7 +162,7 @@ def test_only_the_container_that_loads_the_probes_is_privileged() -> None:
 
 def test_images_users_and_versions_are_the_build_file_s() -> None:
     text = CONTAINERFILE.read_text()
-    users = dict(re.findall(r"useradd --uid (\d+) .*?(\S+) \\$", text, re.MULTILINE))
+    users = dict(re.findall(r"useradd .*?--uid (\d+) .*?(\S+) \\$", text, re.MULTILINE))
     assert sorted(users.values()) == ["weighbridge", "weighbridge-collector"]
     numbers = {user: int(number) for number, user in users.items()}
     for name, pod in pods().items():
