@@ -1,8 +1,8 @@
 """Namespaces of our own to build and run containers in: whatever is mounted, started or written there ends with them.
 
 There is a disk in memory, mounted at a directory that looks empty from outside, and a network that is a loopback. The first
-process takes all others with it when it ends, and it ends with whoever started it, also by kill -9. The kernel, its /proc and its
-cgroups are this machine's.
+process takes all others with it when it ends, and it ends with whoever started it; a kill -9 leaves an empty directory. The
+kernel, its /proc and its cgroups are this machine's.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ class Apart:
         self._first = 0
 
     def __enter__(self) -> Self:
-        own = ["unshare", "--mount", "--net", "--pid", "--mount-proc", "--fork", "--kill-child"]
+        dying = ["setpriv", "--pdeathsig", "KILL"]
+        own = [*dying, "unshare", "--mount", "--net", "--pid", "--mount-proc", "--fork", "--kill-child"]
         self._holder = subprocess.Popen(
             [*own, "bash", "-c", START, "apart", str(self.directory)], stdout=subprocess.PIPE, text=True
         )
         assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "\n", "namespaces of our own could not be made"
+        if self._holder.stdout.readline() != "\n":
+            self.__exit__()
+            raise OSError("namespaces of our own could not be made: see standard error")
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         self._first = int(children.read_text())
         return self

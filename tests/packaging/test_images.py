@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from agent.config import Settings as AgentSettings
 from bench.cgroups import Cgroup
 from collector.config import Settings as CollectorSettings
 from tests.packaging.apart import Apart
-from tests.packaging.built import PARTS, Built
+from tests.packaging.built import PARTS, ROOT, Built
 from tests.packaging.images import Image, Images
 from tests.packaging.node import NAME, Node, Pod
 from tests.packaging.test_deployment import MANIFESTS, containers, objects
@@ -171,3 +173,17 @@ def test_what_ran_apart_leaves_nothing_behind() -> None:
     assert left.wait(20) != 0
     assert not place.directory.exists()
     assert str(place.directory) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_run_that_is_killed_leaves_an_empty_directory_at_most() -> None:
+    code = (
+        "import time; from pathlib import Path; from tests.packaging.apart import Apart\n"
+        "with Apart() as place: print(place.directory, place.seen(Path('/')), flush=True); time.sleep(1000)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        directory, inside = run.stdout.readline().split()
+        assert Path(inside).exists()
+        run.kill()
+    until(lambda: not Path(inside).parent.exists())
+    Path(directory).rmdir()
