@@ -92,15 +92,8 @@ class Node:
 
     def get(self, port: int, path: str) -> tuple[int, str]:
         """(status, body) of what a container serves; 0 if nobody does."""
-        curl = [
-            "curl",
-            "--silent",
-            "--max-time",
-            "10",
-            "--write-out",
-            "\n%{http_code}",
-            f"http://127.0.0.1:{port}{path}",
-        ]
+        url = f"http://127.0.0.1:{port}{path}"
+        curl = ["curl", "-s", "--max-time", "10", "--write-out", "\n%{http_code}", url]
         body, _, status = self._apart.run(curl, check=False).stdout.rpartition("\n")
         return int(status), body
 
