@@ -1,7 +1,7 @@
 """From a delivered item to its answer, in seven steps; the cheapest refusal comes first.
 
     authenticate   door/service.py, once per connection
-    bound          is there room for what waits for the disk?
+    bound          is there room for what waits for the disk, and in its tenant's queue?
     identify       do the bytes fit their digest; was this identity here before?   decide/dedup.py
                    with other collectors beside this one: or there?                decide/claims.py
     validate       decode, and can it be true?                                     decide/validate.py
@@ -30,6 +30,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from collector.decide import claims
 from collector.decide.admission import Admission, Parked, Verdict, weight
@@ -243,6 +245,11 @@ class Pipeline:
             except TooManyEpochs:
                 return self._retry(item, Reason.REASON_OVERLOADED, RETRY_WHEN_REPAIRED_MS)
 
+        if self._admission.full and state.judge(seq, digest) is _NEW:
+            # RETRY leaves no mark, so whether it is in order may be found out when there is room for it.
+            tenant = _tenant(body)
+            if self._admission.turns_away(tenant, len(body), time.monotonic_ns()):
+                return self._turn_away(item, tenant, weight(len(body), 0))
         refusal = check_bytes(body, digest)
         if refusal is not None:
             meant = refusal.reason != Reason.REASON_DIGEST_MISMATCH
@@ -265,9 +272,7 @@ class Pipeline:
         charge = weight(len(body), rows)
         verdict = self._admission.judge(tenant, charge, len(body), time.monotonic_ns())
         if verdict is _FULL:
-            wait_ms = self._admission.retry_after_ms(tenant, charge)
-            self.notices.quota(tenant, "park_full")
-            return self._retry(item, Reason.REASON_PARK_FULL, wait_ms)
+            return self._turn_away(item, tenant, charge)
         if verdict is _ADMITTED:
             kind, note, status = _KIND_ACCEPTED, b"", _ACCEPTED
             job.charges[tenant] = job.charges.get(tenant, 0) + charge
@@ -291,6 +296,11 @@ class Pipeline:
             self.tally.gaps[name] += 1
             self.notices.gap(peer.agent_id, tenant, item, name, gap.detail)
         return pb.Answer(epoch=epoch, seq=seq, status=status)
+
+    def _turn_away(self, item: pb.Item, tenant: str, charge: int) -> pb.Answer:
+        """Its tenant's queue is full; the agent keeps it."""
+        self.notices.quota(tenant, "park_full")
+        return self._retry(item, Reason.REASON_PARK_FULL, self._admission.retry_after_ms(tenant, charge))
 
     def _seen(self, job: Job, item: pb.Item, seen: Seen) -> pb.Answer:
         """Answer an item whose identity says enough."""
@@ -473,6 +483,14 @@ def _chain(state: StreamState, epoch: int, seq: int, previous_digest: bytes) -> 
     if known is None or known == previous_digest:
         return None
     return Refusal(Reason.REASON_CHAIN_BROKEN, f"previous_digest is not the digest of {epoch}/{seq - 1}")
+
+
+def _tenant(body: bytes) -> str:
+    """Whose a batch says it is; empty if that cannot be read."""
+    try:
+        return usage_pb2.UsageHead.FromString(body).tenant
+    except DecodeError:
+        return ""
 
 
 _GAP_REASONS = frozenset(usage_pb2.GapReason.values())

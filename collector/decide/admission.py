@@ -159,6 +159,8 @@ class Admission:
         self._accounts: dict[str, Account] = {}
         self._parked: dict[str, Account] = {}
         """Accounts with anything parked."""
+        self.full: set[str] = set()
+        """Tenants that were told FULL, and of whose queue nothing has left since."""
         self._due: list[tuple[int, str]] = []
         """When a head's debt will be paid; each queue is here, in `_ready`, or has nothing left to pick."""
         self._ready: FairQueue[Account] = FairQueue()
@@ -182,8 +184,9 @@ class Admission:
             if self._shared:
                 self._charged(account, weight)
             return Verdict.ADMITTED
-        plan = account.plan
-        if account.batches >= plan.park_batches or account.bytes + size > plan.park_bytes:
+        if _is_full(account, size):
+            if account.ahead:
+                self.full.add(tenant)
             return Verdict.FULL
         bucket.balance -= weight
         if self._shared:
@@ -194,6 +197,14 @@ class Admission:
         account.bytes += size
         self._parked[tenant] = account
         return Verdict.PARKED
+
+    def turns_away(self, tenant: str, size: int, now_ns: int) -> bool:
+        """Whether `judge` would say FULL, whatever the batch weighs."""
+        account = self._parked.get(tenant)
+        if account is None or not account.ahead or not _is_full(account, size):
+            return False
+        account.bucket.refill(account.plan, now_ns)
+        return True
 
     def retry_after_ms(self, tenant: str, weight: int) -> int:
         """When to come again after FULL: when an eighth of the debt is paid, so that agents do not all knock at once."""
@@ -443,9 +454,15 @@ class Admission:
     def _leave(self, account: Account, size: int) -> None:
         account.batches -= 1
         account.bytes -= size
+        self.full.discard(account.tenant)
         if not account.batches:
             self._parked.pop(account.tenant, None)
 
     def _forget_offset(self, offset: int) -> None:
         if self._added.pop(offset, None) is None:
             self._removed.append(offset)
+
+
+def _is_full(account: Account, size: int) -> bool:
+    """Whether its queue has no room for a batch of this size."""
+    return account.batches >= account.plan.park_batches or account.bytes + size > account.plan.park_bytes

@@ -263,7 +263,11 @@ class ParkingMachine(RuleBasedStateMachine):
         for weight in weights:
             self.made += 1
             batch = Batch(self.made, tenant, weight)
+            away = self.judge.turns_away(tenant, 10, self.now_ns)
             verdict = self.judge.judge(tenant, weight, 10, self.now_ns)
+            waits = self.judge._accounts[tenant].ahead > 0
+            assert away == (verdict is Verdict.FULL and waits)
+            assert not away or tenant in self.judge.full
             if verdict is not Verdict.FULL:
                 kind = "accepted" if verdict is Verdict.ADMITTED else "parked"
                 self.unwritten.append(Entry(kind, batch))
@@ -382,6 +386,10 @@ class ParkingMachine(RuleBasedStateMachine):
                 handed_on[entry.batch.tenant].append(entry.batch.number)
         for numbers in handed_on.values():
             assert numbers == sorted(set(numbers))
+
+    @invariant()
+    def who_is_known_to_be_turned_away_has_a_queue(self) -> None:
+        assert self.judge.full <= self.judge._parked.keys()
 
     @invariant()
     def the_debt_is_never_more_than_what_waits(self) -> None:

@@ -143,6 +143,26 @@ def test_a_full_queue_is_a_retry_with_a_time_and_leaves_no_mark(site: Site) -> N
     assert [seq for seq, _ in handed_on(site)] == list(range(1, 257))
 
 
+def test_for_a_full_queue_nothing_new_is_looked_at_and_what_is_known_is_known(site: Site) -> None:
+    door, agent = opened(site, acme={**SLOW, "park_batches": 10})
+    stream = heavy(agent)
+    items = [stream.next() for _ in range(200)]
+    first = statuses(door.deliver(agent, stream, items)).index("RETRY")
+    other = pb.Item()
+    other.CopyFrom(items[first])
+    other.digest = bytes(32)
+    assert statuses(door.deliver(agent, stream, [items[0], items[first - 1], other])) == [
+        "DUPLICATE",
+        "DUPLICATE",
+        "RETRY",
+    ]
+    site.command("collector", "plan", "set", "acme", "--rate", "unlimited")
+    until(lambda: not queues(site))
+    (answer,) = door.deliver(agent, stream, [other])
+    assert answer.reason == Reason.REASON_DIGEST_MISMATCH
+    assert set(statuses(door.deliver(agent, stream, items[first:]))) == {"ACCEPTED"}
+
+
 def test_a_queue_outlives_kill_nine_with_its_checkpoint_and_without(site: Site) -> None:
     door, agent = opened(site, acme=SLOW)
     stream = heavy(agent)
