@@ -247,8 +247,9 @@ class Pipeline:
 
         if self._admission.full and state.judge(seq, digest) is _NEW:
             # RETRY leaves no mark, so whether it is in order may be found out when there is room for it.
-            tenant = _tenant(body)
-            if self._admission.turns_away(tenant, len(body), time.monotonic_ns()):
+            tenant, permitted = _tenant(body), job.peer.tenants
+            mine = permitted is None or tenant in permitted
+            if mine and self._admission.turns_away(tenant, len(body), time.monotonic_ns()):
                 return self._turn_away(item, tenant, weight(len(body), 0))
         refusal = check_bytes(body, digest)
         if refusal is not None:
