@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * short_lives DIRECTORY FIRST COUNT WORKERS: many cgroups of 1 to 20 ms CPU time, each removed at once.
+ * short_lives DIRECTORY FIRST COUNT WORKERS [SETTLED_US]: many cgroups of 1 to 20 ms CPU time, each removed at once.
  *
  * Every other one is entered by CLONE_INTO_CGROUP, the others by a write to cgroup.procs. One line each on standard
- * output: cgroup id, usage_usec of its cpu.stat just before the removal.
+ * output: cgroup id, usage_usec of its cpu.stat just before the removal, once it has not changed for SETTLED_US
+ * (500; more where a CPU may stand still in between, as an emulated one does).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -57,6 +58,8 @@ static long usage_us(int cgroup)
 	return usage;
 }
 
+static int settled_us = 500;
+
 /* What a task used for its own exit is counted when its CPU has left it, which is after its parent heard of it. */
 static long settled_usage_us(int cgroup)
 {
@@ -64,7 +67,7 @@ static long settled_usage_us(int cgroup)
 
 	do {
 		before = now;
-		usleep(500);
+		usleep(settled_us);
 		now = usage_us(cgroup);
 	} while (now != before);
 	return now;
@@ -124,8 +127,10 @@ int main(int count, char **arguments)
 {
 	int first, last, workers;
 
-	if (count != 5)
+	if (count != 5 && count != 6)
 		return 2;
+	if (count == 6)
+		settled_us = atoi(arguments[5]);
 	first = atoi(arguments[2]);
 	last = first + atoi(arguments[3]);
 	workers = atoi(arguments[4]);

@@ -11,6 +11,8 @@ from tests.acceptance.machines.machine import Machine
 DIRECTORY = "/sys/fs/cgroup/wb-test"
 PROGRAM = "/opt/short_lives"
 WORKERS = 2
+SETTLED_US = 20_000
+"""An emulated CPU stands still for longer than any real one."""
 
 
 class ShortLives:
@@ -38,7 +40,7 @@ class ShortLives:
 
     def _command(self, count: int) -> str:
         first, self._made = self._made, self._made + count
-        return f"{PROGRAM} {DIRECTORY} {first} {count} {WORKERS}"
+        return f"{PROGRAM} {DIRECTORY} {first} {count} {WORKERS} {SETTLED_US}"
 
     def _keep(self, said: str) -> None:
         for cgroup_id, usage_us in (map(int, line.split()) for line in said.splitlines()):
