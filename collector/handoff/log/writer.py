@@ -80,7 +80,7 @@ class DurableLog:
             self._open_tail(synced_end)
         except OSError as error:
             self._let_go()
-            raise LogError(f"{directory}: {error.strerror}; free its disk or mount it writable") from error
+            raise LogError(_unwilling(directory, error.strerror or str(error))) from error
         except BaseException:
             self._let_go()
             raise
@@ -109,10 +109,10 @@ class DurableLog:
             return self.trouble
         try:
             if is_read_only(self.directory):
-                return f"{self.directory}: {os.strerror(errno.EROFS)}"
-            return "" if self.free_bytes > 0 else f"{self.directory}: {self._no_room}"
+                return _unwilling(self.directory, os.strerror(errno.EROFS))
+            return "" if self.free_bytes > 0 else _unwilling(self.directory, self._no_room)
         except OSError as error:
-            return f"{self.directory}: {error.strerror}"
+            return _unwilling(self.directory, error.strerror or str(error))
 
     @property
     def _no_room(self) -> str:
@@ -201,7 +201,7 @@ class DurableLog:
                 log.info("log_recovered", directory=str(self.directory))
             self.trouble = ""
         except OSError as error:
-            trouble = f"{self.directory}: {error.strerror or error}"
+            trouble = _unwilling(self.directory, error.strerror or str(error))
             if trouble != self.trouble:
                 log.error("log_unavailable", code="METER-001", trouble=trouble)
             self.trouble = trouble
@@ -327,3 +327,8 @@ class DurableLog:
         kept = sorted(self.directory.glob("[0-9]*.torn"), key=lambda path: path.stat().st_mtime_ns)
         for oldest in kept[:-KEPT_TORN_TAILS]:
             oldest.unlink()
+
+
+def _unwilling(directory: Path, why: str) -> str:
+    """What is wrong with the disk, and the fix."""
+    return f"{directory}: {why}; free its disk or mount it writable"
