@@ -36,11 +36,12 @@ class Stream:
     seq: int = 0
     last_digest: bytes = b""
     start_unix_ns: int = field(default_factory=lambda: time.time_ns() - 30 * 86_400 * SECOND_NS)
+    interval_ns: int = SECOND_NS
 
     def message(self) -> usage_pb2.UsageBatch:
         """The next batch as a message, for tests that want to spoil it; `seal` numbers it for good."""
         rows, seq = self.rows, self.seq + 1
-        start = self.start_unix_ns + seq * SECOND_NS
+        start = self.start_unix_ns + seq * self.interval_ns
         batch = usage_pb2.UsageBatch(
             schema_version=1,
             agent_id=self.agent_id,
@@ -49,8 +50,8 @@ class Stream:
             previous_digest=self.last_digest,
             tenant=self.tenant,
             interval_start_unix_ns=start,
-            interval_end_unix_ns=start + SECOND_NS,
-            interval_duration_ns=SECOND_NS,
+            interval_end_unix_ns=start + self.interval_ns,
+            interval_duration_ns=self.interval_ns,
             boot_id=BOOT_ID,
             host="bench",
             producer="bench",

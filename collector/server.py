@@ -19,7 +19,6 @@ from collector.config import Settings, read
 from collector.decide.admission import Admission, View
 from collector.decide.dedup import StreamState
 from collector.decide.validate import Validator
-from collector.disk import wait_for_disk
 from collector.door.ca import CertificateAuthority
 from collector.door.importing import MAX_REQUEST_BYTES, Importer
 from collector.door.listeners import Listeners
@@ -38,6 +37,7 @@ from collector.tally import Tally
 from collector.webhook import WebhookSender
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
+from wire.daemon.disk import wait_for_disk
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.settings import SettingsError
@@ -94,7 +94,9 @@ class Server:
         with contextlib.ExitStack() as closing:
             for keeping in (self._keep_beat(), self._supervision.run()):
                 closing.callback(asyncio.create_task(keeping).cancel)
-            await wait_for_disk((settings.state_dir, settings.log_directory), self._await_disk)
+            await wait_for_disk(
+                (settings.state_dir, settings.log_directory), self._await_disk, "log", CollectorError
+            )
             self._starting = READING_LOG
             self._checkpoint = Checkpoint(settings.state_dir / CHECKPOINT_FILE)
             closing.callback(self._checkpoint.close)

@@ -17,7 +17,9 @@ DIGEST_BYTES = 32
 _PIECE_BYTES = 31 * 64
 """Whole SHA-256 blocks, below hashlib's HASHLIB_GIL_MINSIZE."""
 
-_SPIFFE = re.compile(r"spiffe://([a-z0-9._-]{1,255})/agent/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_AGENT = re.compile(_UUID)
+_SPIFFE = re.compile(rf"spiffe://([a-z0-9._-]{{1,255}})/agent/({_UUID})")
 
 
 class BatchId(NamedTuple):
@@ -45,6 +47,11 @@ def digest(batch: bytes) -> bytes:
 
 def new_agent_id() -> AgentId:
     return AgentId(str(uuid.uuid4()))
+
+
+def is_agent_id(text: str) -> bool:
+    """Whether it is one, to the letter: what holds may stand in SQL, a path or a URI."""
+    return _AGENT.fullmatch(text) is not None
 
 
 def spiffe_uri(trust_domain: str, agent_id: AgentId) -> str:

@@ -15,5 +15,8 @@ MEASURES: tuple[str, ...] = tuple(
 )
 """Column names in bit order."""
 
+MAXIMA = frozenset(("memory_peak_bytes", "pids_peak"))
+"""Measures that are the greatest value within the interval; all others are amounts, which add up."""
+
 BIT: dict[str, int] = {name: bit for bit, name in enumerate(MEASURES)}
 """Column name -> bit number."""

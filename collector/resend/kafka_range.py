@@ -11,11 +11,11 @@ import re
 
 from collector.config import Settings
 from collector.errors import CollectorError
-from collector.handoff.kafka.messages import Topics
 from collector.handoff.kafka.reader import Entry, TopicReader
 from collector.resend.batches import Found, Source, unreadable
 from collector.resend.files import of_identity
 from wire.identity import AgentId, BatchId, digest
+from wire.kafka.topics import Topics
 
 CLOCK_MARGIN_NS = 3_600 * 10**9
 """So far the clocks of collectors and brokers may differ."""

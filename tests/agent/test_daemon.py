@@ -366,6 +366,10 @@ def test_the_demo_meters_this_host_exactly() -> None:
     assert result["lost"] == result["duplicated"] == 0
     assert result["cpu_usage_ns_kernel"] == result["cpu_usage_ns_delivered"] > 10**8
     assert result["host_cpu_usage_ns_kernel"] == result["host_cpu_usage_ns_delivered"]
+    assert result["cpu_usage_ns_ledger"] == result["cpu_usage_ns_kernel"]
+    assert result["host_cpu_usage_ns_ledger"] == result["host_cpu_usage_ns_kernel"]
+    assert result["batches_booked"] == result["batches"]
+    assert result["intervals_compared"] > 0
 
 
 def _nobody_left() -> Iterator[str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 
-from bench.fleet import SimulatedAgent, Stream
+from bench.fleet import SECOND_NS, SimulatedAgent, Stream
 from bench.site import Site
 from wire.statuses import Status
 from wire.tls import CHANNEL_OPTIONS
@@ -21,10 +21,19 @@ from wire.v1.ingest_pb2_grpc import IngestStub
 class Sender(threading.Thread):
     """An agent of one tenant that sends what it was not answered for until it was."""
 
-    def __init__(self, site: Site, agent: SimulatedAgent, tenant: str, rng: random.Random) -> None:
+    def __init__(
+        self,
+        site: Site,
+        agent: SimulatedAgent,
+        tenant: str,
+        rng: random.Random,
+        most: int = 40,
+        interval_ns: int = SECOND_NS,
+    ) -> None:
+        """`most`: batches made at once, some ten times a second."""
         super().__init__(daemon=True)
-        self._site, self.agent, self._rng = site, agent, rng
-        self._stream = Stream(agent.agent_id, 1, rows=30, tenant=tenant)
+        self._site, self.agent, self._rng, self._most = site, agent, rng, most
+        self._stream = Stream(agent.agent_id, 1, rows=30, tenant=tenant, interval_ns=interval_ns)
         self.made: list[pb.Item] = []
         self.spool: dict[int, pb.Item] = {}
         self.more = True
@@ -35,7 +44,7 @@ class Sender(threading.Thread):
         try:
             while not self.given_up and (self.more or self.spool):
                 if self.more:
-                    fresh = [self._stream.next() for _ in range(self._rng.randint(1, 40))]
+                    fresh = [self._stream.next() for _ in range(self._rng.randint(1, self._most))]
                     self.made += fresh
                     self.spool |= {item.seq: item for item in fresh}
                 self._deliver(list(self.spool.values())[:100])

@@ -23,10 +23,11 @@ from collector.decide.claims import (
     read_reply,
     unpack,
 )
-from collector.handoff.kafka.messages import Topics, conflict_of, message_of
+from collector.handoff.kafka.messages import conflict_of, message_of
 from collector.handoff.kafka.sharing import Sharing
 from collector.handoff.log import UNVERIFIED, Kind, Record
 from wire.identity import AgentId, digest
+from wire.kafka.topics import Topics
 
 AGENT = AgentId("6f1b7e9e-0f5c-4c0e-9d57-0d4a1c5d9a11")
 NOW_NS = 1_800_000_000_000_000_000

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from collector.handoff.log import Damage, DurableLog, Kind, LogError, Record, repair, scan, segments
-from collector.handoff.log.records import HEADER_BYTES
 from tests.collector.logs import FREE, SEGMENT, bodies_of, record, written
 from tests.waiting import until
+from wire.log.records import HEADER_BYTES
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

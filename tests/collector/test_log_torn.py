@@ -23,9 +23,9 @@ from collector.handoff.log import (
     unfinished_bytes,
     writer,
 )
-from collector.handoff.log.records import HEADER_BYTES, mark
 from tests.collector.logs import FIRST, FREE, SEGMENT, bodies_of, record, written
 from tests.waiting import until
+from wire.log.records import HEADER_BYTES, mark
 
 PAGE = 4_096
 

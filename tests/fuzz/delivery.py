@@ -13,12 +13,13 @@ from google.protobuf.message import DecodeError
 from collector.decide.admission import HEAVIEST, weight
 from collector.decide.dedup import Seen, StreamState
 from collector.decide.validate import Bounds, Checked, Refusal, Validator, check_bytes
-from collector.handoff.kafka.messages import Topics, message_of
-from collector.handoff.log.records import Kind, frame, record_at
+from collector.handoff.kafka.messages import message_of
 from collector.log_commands import field_of
 from tests.fuzz.reference import Circumstances, decoded, faults
 from wire.identity import AgentId, BatchId, digest
+from wire.kafka.topics import Topics
 from wire.limits import MAX_BATCH_BYTES, MAX_DETAIL_BYTES, MAX_VALUE
+from wire.log.records import Kind, frame, record_at
 from wire.measures import MEASURES
 from wire.statuses import Reason
 from wire.v1 import ingest_pb2

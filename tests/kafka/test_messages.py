@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.fleet import Stream
-from collector.handoff.kafka.messages import Topics, message_of
+from collector.handoff.kafka.messages import message_of
 from collector.handoff.log import Kind, Record
 from wire.identity import AgentId, digest
+from wire.kafka.topics import Topics
 from wire.v1 import usage_pb2 as pb
 
 TOPICS = Topics.of("usage-metering")

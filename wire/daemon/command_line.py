@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,17 @@ def act_as_owner(directory: Path) -> None:
     except OSError:
         return  # whoever makes it says what is wrong
     if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([owner.st_gid])
+        os.setgroups(_groups_of(owner.st_uid, owner.st_gid))
         os.setegid(owner.st_gid)
         os.seteuid(owner.st_uid)
+
+
+def _groups_of(uid: int, gid: int) -> list[int]:
+    """What the daemon has, too: the ledger's user reads the collector's log as a member of its group."""
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        return [gid]
 
 
 def describe_reload(answer: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ MAX_REQUEST_BYTES = 64 << 10
 MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 16
 TIMEOUT_SECONDS = 10.0
+"""For a request to come, and for its answer unless somebody says that it may take longer."""
+CLOSE_SECONDS = 0.5
 
 _UCRED = struct.Struct("3i")
 """pid, uid, gid."""
@@ -31,15 +33,27 @@ class ControlError(Exception):
     """The socket cannot be opened or asked; the message names the fix."""
 
 
-class ControlSocket:
-    """Serves on the running event loop until `close`."""
+class NotRunning(ControlError):
+    """Nobody listens there."""
 
-    def __init__(self, path: Path, answer: Answer, max_request_bytes: int = MAX_REQUEST_BYTES) -> None:
+
+class ControlSocket:
+    """Serves on the running event loop until `close`. `answer_seconds`: how long an answer may take."""
+
+    def __init__(
+        self,
+        path: Path,
+        answer: Answer,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        answer_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._path = path
         self._answer = answer
         self._max_request_bytes = max_request_bytes
+        self._answer_seconds = answer_seconds
         self._server: asyncio.Server | None = None
         self._open = 0
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         try:
@@ -57,32 +71,41 @@ class ControlSocket:
             ) from error
 
     async def close(self) -> None:
+        """Whoever has asked and can be answered at once, is."""
         if self._server is not None:
             self._server.close()
             self._server = None
             with contextlib.suppress(OSError):
                 self._path.unlink()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=CLOSE_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             if self._open > MAX_CONNECTIONS:
                 return
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 request = json.loads(await reader.readline())
-                if not isinstance(request, dict):
-                    raise ValueError("a request is one JSON object")  # noqa: TRY004 - a wrong request
-                request["peer_uid"] = _peer_uid(writer)
+            if not isinstance(request, dict):
+                raise ValueError("a request is one JSON object")  # noqa: TRY004 - a wrong request
+            request["peer_uid"] = _peer_uid(writer)
+            async with asyncio.timeout(self._answer_seconds):
                 try:
                     answer = await self._answer(request)
                 except Exception as error:  # noqa: BLE001 - one bad question must not end the daemon
                     answer = {"error": f"{type(error).__name__}: {error}"}
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (ValueError, RecursionError, OSError, TimeoutError):
             pass  # Whoever asks nonsense, or goes away, gets no answer.
         finally:
             self._open -= 1
+            self._serving.discard(task)
             writer.close()
 
 
@@ -93,17 +116,20 @@ def _peer_uid(writer: asyncio.StreamWriter) -> int:
     return int(uid)
 
 
-def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """One question to a running daemon. ControlError when it does not answer."""
+def ask(path: Path, request: dict[str, Any], answer_seconds: float = TIMEOUT_SECONDS) -> dict[str, Any]:
+    """One question to a running daemon, which may take `answer_seconds`. NotRunning when nobody is there to answer,
+    ControlError when it does not, or with the words of its refusal."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT_SECONDS)
         try:
             connection.connect(os.fspath(path))
+            connection.settimeout(answer_seconds)
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as file:
                 line = file.readline(MAX_ANSWER_BYTES)
         except OSError as error:
-            raise ControlError(
+            nobody = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+            raise (NotRunning if nobody else ControlError)(
                 f"{path}: {error.strerror or error}; is the daemon running, and may this user ask it?"
                 " (name its settings with --config)"
             ) from error

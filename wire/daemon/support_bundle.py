@@ -88,7 +88,17 @@ def versions(program: str, version: str) -> str:
     """This program, what it runs on, and its libraries."""
     release = Path("/etc/os-release")
     libraries = {}
-    for name in ("cryptography", "grpcio", "msgspec", "protobuf", "pyyaml", "confluent-kafka", "redis"):
+    for name in (
+        "cryptography",
+        "grpcio",
+        "msgspec",
+        "protobuf",
+        "pyyaml",
+        "confluent-kafka",
+        "redis",
+        "chdb-core",
+        "clickhouse-connect",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             libraries[name] = metadata.version(name)
     return as_json(

@@ -20,12 +20,11 @@ from confluent_kafka import Message as Sent
 from collector.config import Kafka
 from collector.errors import CollectorError
 from collector.handoff.kafka.messages import Message
-from collector.handoff.log import MAX_BODY_BYTES
+from wire.kafka.client import Explainer, Told, text_of
+from wire.kafka.client import connection as kafka_connection
+from wire.kafka.topics import MAX_VALUE_BYTES, OVERHEAD_BYTES
 from wire.limits import MAX_BATCH_BYTES
 
-MAX_VALUE_BYTES = MAX_BODY_BYTES
-OVERHEAD_BYTES = 64 << 10
-"""More than the key, the headers and Kafka's own of any message."""
 GROUP_BYTES = 768 << 10
 """Of the log, published together: with keys and headers less than MAX_BATCH_BYTES, which one request takes."""
 MAX_MESSAGES = 100_000
@@ -49,23 +48,19 @@ _OURS = frozenset(
 )  # fmt: skip
 """Exactness, order or the bound of memory hangs on these."""
 
-_SECURITY = "`handoff.kafka.client` has security.protocol, sasl.* and ssl.*"
-_FIXES = {
-    KafkaError._AUTHENTICATION: f"the brokers refuse these credentials; {_SECURITY}",
-    KafkaError.SASL_AUTHENTICATION_FAILED: f"the brokers refuse these credentials; {_SECURITY}",
-    KafkaError._SSL: "TLS failed: ssl.ca.location must hold the CA of the brokers' certificates, and the port must be"
-    f" one with TLS; {_SECURITY}",
-    KafkaError._RESOLVE: "the name is not known; see `handoff.kafka.brokers`",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user WRITE and DESCRIBE on the topics, READ to replay them",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user IDEMPOTENT_WRITE on the cluster, and CREATE where it"
-    " shall make topics",
-    KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or set `handoff.kafka.create_topics`",
-    KafkaError._UNKNOWN_TOPIC: "create the topic, or set `handoff.kafka.create_topics`",
-    KafkaError.MSG_SIZE_TOO_LARGE: f"set the topic's max.message.bytes to {MAX_VALUE_BYTES + OVERHEAD_BYTES}",
-    KafkaError.NOT_ENOUGH_REPLICAS: "brokers are away: fewer replicas in sync than min.insync.replicas",
-    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND: "brokers are away: fewer replicas in sync than min.insync.replicas",
-}
-_UNREACHABLE = f"are the `handoff.kafka.brokers` up, reachable, and is it their protocol? {_SECURITY}"
+_EXPLAINER = Explainer(
+    "handoff.kafka",
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user WRITE and DESCRIBE on the topics, READ to replay them",
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED: "allow this user IDEMPOTENT_WRITE on the cluster, and CREATE where it"
+        " shall make topics",
+        KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topic, or set `handoff.kafka.create_topics`",
+        KafkaError._UNKNOWN_TOPIC: "create the topic, or set `handoff.kafka.create_topics`",
+        KafkaError.MSG_SIZE_TOO_LARGE: f"set the topic's max.message.bytes to {MAX_VALUE_BYTES + OVERHEAD_BYTES}",
+        KafkaError.NOT_ENOUGH_REPLICAS: "brokers are away: fewer replicas in sync than min.insync.replicas",
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND: "brokers are away: fewer replicas in sync than min.insync.replicas",
+    },
+)
 
 
 class KafkaAway(CollectorError):
@@ -102,41 +97,25 @@ def configuration(kafka: Kafka) -> dict[str, Any]:
 
 def connection(kafka: Kafka) -> dict[str, Any]:
     """How brokers are reached: the same for who writes and who reads."""
-    return {
-        "client.id": "weighbridge-collector",
-        "socket.keepalive.enable": True,
-        "reconnect.backoff.max.ms": 2_000,
-        "socket.timeout.ms": round(kafka.delivery_timeout * 1_000),
-        # What it would print is in the journal, once, with its fix.
-        "log_level": 0,
-        **kafka.client,
-        "bootstrap.servers": ",".join(kafka.brokers),
-    }
+    return kafka_connection("weighbridge-collector", kafka.brokers, kafka.client, kafka.delivery_timeout)
 
 
 def explained(what: str, error: KafkaError | Exception, said: KafkaError | None) -> KafkaAway:
-    """`error` as a person needs it: the cause the brokers or the network named, and the fix. `said`: what librdkafka
-    was last told."""
-    code = _kafka_error(error)
-    # A time-out says only that nothing happened; what was last told says why.
-    cause = said if said is not None and (code is None or code.code() not in _FIXES) else code
-    # Without librdkafka's timings: the same trouble has the same words, and is one line in the journal.
-    text = (_text(error) if cause is None else cause.str()).partition(" (after ")[0]
-    fix = _UNREACHABLE if cause is None else _FIXES.get(cause.code(), _UNREACHABLE)
-    return KafkaAway(f"{what}: {text}; {fix}")
+    """`error` as a person needs it. `said`: what librdkafka was last told."""
+    return KafkaAway(_EXPLAINER.explain(what, error, said))
 
 
 class Client:
     """One producer and what it was last told. Of one thread."""
 
     def __init__(self, kafka: Kafka) -> None:
-        self._said: KafkaError | None = None
+        self._told = Told()
         self._timeout = kafka.delivery_timeout
         self.configuration = {**configuration(kafka), "error_cb": self._told}
         try:
             self.producer = Producer(self.configuration)
         except (KafkaException, TypeError, ValueError) as error:
-            raise CollectorError(f"handoff.kafka.client: {_text(error)}") from error
+            raise CollectorError(f"handoff.kafka.client: {text_of(error)}") from error
 
     def deliver(self, messages: Iterable[Message]) -> int:
         """Publish them and wait until every one is confirmed; how many they were. KafkaAway at the first that is not."""
@@ -161,31 +140,15 @@ class Client:
             self.producer.flush(LOOK_SECONDS)
             if failed:
                 raise self.away(failed[0], f"not confirmed within {self._timeout:g} s")
-        self._said = None  # what was told before is no cause of what comes
+        self._told.last = None  # what was told before is no cause of what comes
         return count
 
     def away(self, error: KafkaError | Exception, what: str) -> KafkaAway:
         """`error` as a person needs it."""
         self.producer.poll(0)
-        return explained(what, error, self._said)
+        return explained(what, error, self._told.last)
 
     def close(self) -> None:
         """Forget what is on its way: it is in the log."""
         self.producer.purge()
         self.producer.flush(PURGE_SECONDS)
-
-    def _told(self, error: KafkaError) -> None:
-        """librdkafka's word; that all brokers are down follows from what was said before."""
-        if self._said is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._said = error
-
-
-def _kafka_error(error: KafkaError | Exception) -> KafkaError | None:
-    if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):
-        return error.args[0]
-    return error if isinstance(error, KafkaError) else None
-
-
-def _text(error: KafkaError | Exception) -> str:
-    known = _kafka_error(error)
-    return str(error) if known is None else known.str()

@@ -20,22 +20,11 @@ from uuid import UUID
 from google.protobuf.message import DecodeError
 
 from collector.handoff.log import Kind, Record
+from wire.kafka.topics import Topics
 from wire.v1 import usage_pb2 as pb
 
 Headers = list[tuple[str, str | bytes | None]]
 """As librdkafka takes them; all values here are bytes."""
-
-
-class Topics(NamedTuple):
-    """Names."""
-
-    usage: str
-    parked: str
-    rejected: str
-
-    @classmethod
-    def of(cls, usage: str) -> Topics:
-        return cls(usage, f"{usage}.parked", f"{usage}.rejected")
 
 
 class Message(NamedTuple):

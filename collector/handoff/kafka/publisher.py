@@ -32,11 +32,12 @@ from collector.decide.claims import Fate
 from collector.errors import CollectorError
 from collector.handoff.kafka.client import GROUP_BYTES, Client, KafkaAway
 from collector.handoff.kafka.cursor import Cursor
-from collector.handoff.kafka.messages import Message, Topics, conflict_of, message_of
+from collector.handoff.kafka.messages import Message, conflict_of, message_of
 from collector.handoff.kafka.sharing import Fated, Sharing
 from collector.handoff.kafka.topics import TopicCheck
 from collector.handoff.log import Recent, Record, Tail
 from wire.daemon.journal import Journal
+from wire.kafka.topics import Topics
 
 IDLE_SECONDS = 0.25
 PAUSE_SECONDS = 1.0

@@ -17,7 +17,9 @@ from confluent_kafka import Message as Got
 
 from collector.config import Kafka
 from collector.errors import CollectorError
-from collector.handoff.kafka.client import MAX_VALUE_BYTES, OVERHEAD_BYTES, connection, explained
+from collector.handoff.kafka.client import connection, explained
+from wire.kafka.client import Told
+from wire.kafka.topics import MAX_VALUE_BYTES, OVERHEAD_BYTES
 
 AHEAD_BYTES = 64 << 20
 """Read and not given yet, of all partitions together; and a record of each."""
@@ -64,7 +66,7 @@ class TopicReader:
     def __init__(self, kafka: Kafka, topics: Sequence[str], since_unix_ms: int | None) -> None:
         """CollectorError when nobody answers, or a topic is not there."""
         self._seconds = float(kafka.delivery_timeout)
-        self._said: KafkaError | None = None
+        self._told = Told()
         settings = connection(kafka) | {
             # Places are ours to keep: the group has no members and no offsets.
             "group.id": "weighbridge-replay",
@@ -85,7 +87,7 @@ class TopicReader:
             found = [self._range(topic, number, since_unix_ms) for topic, number in self._places(topics)]
         except KafkaException as error:
             self.close()
-            raise explained("the topics cannot be read", error, self._said) from error
+            raise explained("the topics cannot be read", error, self._told.last) from error
         except CollectorError:
             self.close()
             raise
@@ -143,7 +145,7 @@ class TopicReader:
         while not (messages := self._consumer.consume(MESSAGES_AT_ONCE, timeout=1.0)):
             if time.monotonic() > deadline:
                 silent = KafkaError(KafkaError._TIMED_OUT)
-                raise explained(f"nothing came for {self._seconds:g} s", silent, self._said)
+                raise explained(f"nothing came for {self._seconds:g} s", silent, self._told.last)
         for message in messages:
             self._take(message)
 
@@ -154,8 +156,8 @@ class TopicReader:
             part.next = part.end  # what the end had was no record of anybody's
             return
         if error is not None:
-            raise explained(f"{part.topic}/{part.number} cannot be read", error, self._said)
-        self._said = None
+            raise explained(f"{part.topic}/{part.number} cannot be read", error, self._told.last)
+        self._told.last = None
         offset = message.offset()
         assert offset is not None
         part.next = max(part.next, min(offset + 1, part.end))
@@ -170,11 +172,6 @@ class TopicReader:
         if not part.paused and (part.bytes > self._most_bytes or part.next >= part.end):
             self._consumer.pause([part.at(part.next)])
             part.paused = True
-
-    def _told(self, error: KafkaError) -> None:
-        """librdkafka's word; that all brokers are down follows from what was said before."""
-        if self._said is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._said = error
 
 
 def _received_at_unix_ns(message: Got, headers: dict[str, bytes]) -> int:

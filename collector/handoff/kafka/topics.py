@@ -11,9 +11,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from collector.config import Kafka
-from collector.handoff.kafka.client import MAX_VALUE_BYTES, OVERHEAD_BYTES, Client
-from collector.handoff.kafka.messages import Topics
+from collector.handoff.kafka.client import Client
 from wire.daemon.journal import Journal
+from wire.kafka.topics import MAX_VALUE_BYTES, OVERHEAD_BYTES, Topics
 from wire.limits import MAX_BATCH_BYTES
 
 LEAST_RETENTION_MS = 86_400_000

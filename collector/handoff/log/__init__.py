@@ -1,15 +1,10 @@
 """The local durable log: batches verbatim, in segment files, one fdatasync for many.
 
-    <directory>/00000000000000000000.log   named by the offset of its first byte in the whole log
-    group  = mark | record …               one write, then one fdatasync; only then the next group is written
-    record = header | note | batch         header: magic, sizes, CRC-32 of header and note, kind, received_at,
-                                           agent, epoch, seq, SHA-256 of the batch
-    mark   = a header of kind MARK         its seq is its own offset: all before it had been synced
+The format is in `wire/log`: the ledger reads it too.
 
-    records.py   the format; pure: bytes -> records and damaged places
-    files.py     the directory: segments, the lock
+    files.py     what is beside the segments in the directory; the lock
     writer.py    DurableLog, the one who appends
-    reader.py    scan and Tail, also of a log that is being written
+    tail.py      Tail, who follows it within the collector
     recent.py    what was written last, for a reader that follows closely
     mend.py      repair, when a person decides
 
@@ -26,12 +21,24 @@ is proven (docs/decisions/0015). After a failed write or sync the page cache is 
 to the durable end and reopened before anything else is written.
 """
 
-from collector.handoff.log.files import DamagedLog, LogError, damage_text, segments
+from collector.handoff.log.files import DamagedLog, LogError, damage_text
 from collector.handoff.log.mend import repair
-from collector.handoff.log.reader import Damage, Tail, records_at, scan, unfinished_bytes
 from collector.handoff.log.recent import Recent
-from collector.handoff.log.records import HANDED_ON, MAX_BODY_BYTES, UNVERIFIED, Kind, Record, frame
+from collector.handoff.log.tail import Tail
 from collector.handoff.log.writer import DurableLog
+from wire.log import (
+    HANDED_ON,
+    MAX_BODY_BYTES,
+    UNVERIFIED,
+    Damage,
+    Kind,
+    Record,
+    frame,
+    records_at,
+    scan,
+    segments,
+    unfinished_bytes,
+)
 
 __all__ = [
     "HANDED_ON",

@@ -1,4 +1,4 @@
-"""The log's directory: its segments, and the lock that lets one write at a time."""
+"""What is beside the segments in the log's directory, and the lock that lets one write at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,6 @@ class LogError(CollectorError):
 
 class DamagedLog(LogError):
     """Bytes that were synced have changed since."""
-
-
-def segments(directory: Path) -> list[int]:
-    """First offsets of the segments, ascending."""
-    return sorted(int(path.stem) for path in directory.glob("[0-9]*.log") if path.stem.isdigit())
-
-
-def segment_path(directory: Path, base: int) -> Path:
-    return directory / f"{base:020d}.log"
 
 
 def torn_path(directory: Path, offset: int) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from collector.handoff.log.files import LogError, lock, segment_path, segments, sync_directory
-from collector.handoff.log.records import HEADER_BYTES, Bad, filler, pieces
+from collector.handoff.log.files import LogError, lock, sync_directory
+from wire.log.records import HEADER_BYTES, Bad, filler, pieces
+from wire.log.segments import segment_path, segments
 
 MAX_GAP_BYTES = 1 << 30
 """Of a segment that was cut short, or of segments that are gone; more than that is no damage but a loss."""

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from collector.handoff.log.records import Record, body_size_of, record_of
+from wire.log.records import Record, body_size_of, record_of
 
 Pieces = Sequence[bytes]
 """Of records, as `frame` makes them: a head, and the body behind it if there is one."""

@@ -16,15 +16,14 @@ from collector.handoff.log.files import (
     LogError,
     damage_text,
     lock,
-    segment_path,
-    segments,
     sync_directory,
     torn_path,
 )
 from collector.handoff.log.recent import Recent
-from collector.handoff.log.records import HEADER_BYTES, Bad, Kind, mark, pieces
 from wire.daemon.files import is_read_only, replace_durably
 from wire.daemon.journal import Journal
+from wire.log.records import HEADER_BYTES, Bad, Kind, mark, pieces
+from wire.log.segments import segment_path, segments
 
 SEAL_AFTER_SECONDS = 1.0
 """With nothing to write for so long, the last group gets its proof: one more sync, but none under load."""

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from enum import IntEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wire.identity import AgentId, digest
 from wire.limits import MAX_BATCH_BYTES
@@ -158,28 +158,57 @@ def _last_mark(data: bytes, base: int) -> int:
 
 def record_at(data: bytes, position: int, base: int) -> Record | None:
     """The record at a position if every byte of it verifies."""
+    head = _head_at(data, position, base)
+    if head is None:
+        return None
+    _, body_size, _, kind, flags, note_size, received, agent, epoch, seq, wanted = head
+    body_at = position + HEADER_BYTES + note_size
+    if body_at + body_size > len(data):
+        return None
+    body = data[body_at : body_at + body_size]
+    if digest(body) != wanted:
+        return None
+    note = data[position + HEADER_BYTES : body_at]
+    return Record(
+        base + position, _KINDS[kind], received, _agent_id(agent), epoch, seq, wanted, note, body, flags
+    )
+
+
+class Extent(NamedTuple):
+    """What the header of a record says."""
+
+    kind: Kind
+    end: int
+    """Offset behind the record."""
+
+
+def extent_at(data: bytes, position: int, base: int) -> Extent | None:
+    """How far the record at a position reaches, if its header and note verify; its batch may be spoilt, or not there."""
+    head = _head_at(data, position, base)
+    if head is None:
+        return None
+    _, body_size, _, kind, _, note_size, *_ = head
+    return Extent(_KINDS[kind], base + position + HEADER_BYTES + note_size + body_size)
+
+
+def _head_at(data: bytes, position: int, base: int) -> tuple[Any, ...] | None:
+    """The fields of the header at a position if it and the note behind it verify."""
     if len(data) - position < HEADER_BYTES:
         return None
-    magic, body_size, crc, kind, flags, note_size, received, agent, epoch, seq, wanted = _HEADER.unpack_from(
-        data, position
-    )
-    body_at = position + HEADER_BYTES + note_size
+    head = _HEADER.unpack_from(data, position)
+    magic, body_size, crc, kind, _, note_size, _, _, _, seq, _ = head
     if magic != MAGIC or note_size > MAX_NOTE_BYTES or body_size > MAX_BODY_BYTES or kind not in _KINDS:
         return None
     # A batch may contain what looks like a mark; only here would it have to know where it will lie.
     if kind == Kind.MARK and seq != base + position:
         return None
-    if body_at + body_size > len(data):
+    covered = position + HEADER_BYTES
+    if covered + note_size > len(data):
         return None
-    note = data[position + HEADER_BYTES : body_at]
-    if zlib.crc32(note, zlib.crc32(data[position + _AFTER_CRC : position + HEADER_BYTES], body_size)) != crc:
+    note = data[covered : covered + note_size]
+    if zlib.crc32(note, zlib.crc32(data[position + _AFTER_CRC : covered], body_size)) != crc:
         return None
-    body = data[body_at : body_at + body_size]
-    if digest(body) != wanted:
-        return None
-    return Record(
-        base + position, _KINDS[kind], received, _agent_id(agent), epoch, seq, wanted, note, body, flags
-    )
+    return head
 
 
 def body_size_of(head: bytes) -> int:
