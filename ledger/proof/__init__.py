@@ -1,0 +1,1 @@
+"""Does it add up? Each module asks the tables one question and names what differs."""
