@@ -18,7 +18,7 @@ from checkout import ROOT, PackagingError, Target, source_date
 from documents import document
 from sbom import license_of_all
 from tree import PARTS, installed_bytes, stage
-from wheels import wheels_for
+from wheels import unpack, wheels_for
 
 
 def main() -> int:
@@ -46,9 +46,11 @@ def build(part: str, target: Target, store: Path, out: Path, kinds: Sequence[str
     wheels = wheels_for(part, target, store)
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
+        unpacked = Path(scratch, "wheels")
+        unpack(wheels, unpacked)
         for kind in kinds:
             root = Path(scratch, kind)
-            stage(part, target, wheels, root)
+            stage(part, target, unpacked, root)
             materials = document(part, kind, target, wheels, root)
             file = nfpm.pack(part, kind, target, license_of_all(part, wheels), root, out)
             file.with_name(f"{file.name}.cdx.json").write_text(materials)
@@ -66,7 +68,8 @@ def _minor(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="./dev package", description="Makes weighbridge-agent and weighbridge-collector."
+        prog="./dev package",
+        description="Makes weighbridge-agent, weighbridge-collector and weighbridge-ledger.",
     )
     parser.add_argument(
         "command", nargs="?", choices=["build", "fetch"], default="build", help="fetch: only the wheels"

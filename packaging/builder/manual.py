@@ -26,6 +26,12 @@ _FILES = {
         "/etc/weighbridge/collector.d/*.yaml": "drop-ins, read after it in lexical order",
         "/var/lib/weighbridge-collector": "log, certificate authority, state, audit log, control socket",
     },
+    "weighbridge-ledger": {
+        "/etc/weighbridge/ledger.yaml": "settings; every default is in the program, so it may be empty",
+        "/etc/weighbridge/ledger.d/*.yaml": "drop-ins, read after it in lexical order",
+        "/var/lib/weighbridge-ledger": "the database, state, control socket",
+        "/usr/share/weighbridge/schema.sql": "the tables, to read",
+    },
     "usage-replay": {"/etc/weighbridge/collector.yaml": "settings of the collector to send to"},
 }
 _EXITS = {

@@ -102,12 +102,11 @@ def _describe(part: str, kind: str, target: Target, root: Path, scratch: Path) -
         "contents": list(_contents(kind, target, root)),
     }
     if kind == "deb":
-        # lintian, and dpkg before Debian 12, do not know zstd.
         return {
             **common,
             "description": f"{said['summary']}\n{said['description']}",
             "scripts": scripts,
-            "deb": {"compression": "gzip"},
+            "deb": {"compression": said["compression"]},
         }
     return {
         **common,

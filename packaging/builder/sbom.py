@@ -26,7 +26,10 @@ _LINKED_INTO_PROBES = {
 _OLDER_NAMES = {
     "3-Clause BSD License": "BSD-3-Clause",
     "MIT": "MIT",
+    "Apache-2.0": "Apache-2.0",
+    "MPL-2.0": "MPL-2.0",
     "License :: OSI Approved :: Apache Software License": "Apache-2.0",
+    "License :: OSI Approved :: BSD License": "BSD-3-Clause",  # lz4, as its text says
 }
 """Of wheels from before License-Expression."""
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from checkout import PACKAGING, ROOT, PackagingError, Target
-from wheels import Wheel, unpack
+
+from ledger.store.migrate import ddl
 
 PRIVATE = "usr/lib/weighbridge"
-PARTS = ("agent", "collector")
+PARTS = ("agent", "collector", "ledger")
 UNIT_PREFIXES = {
     "agent": ("weighbridge-agent", "weighbridge-probes", "run-weighbridge"),
     "collector": ("weighbridge-collector",),
+    "ledger": ("weighbridge-ledger", "weighbridge-reconcile"),
 }
 PROGRAMS = {
     "agent": {"weighbridge-agent": "agent.cli"},
     "collector": {"weighbridge-collector": "collector.cli", "usage-replay": "collector.replay"},
+    "ledger": {"weighbridge-ledger": "ledger.cli"},
 }
 
 _LAUNCHER = '''\
@@ -36,13 +40,14 @@ sys.exit(main())
 '''
 
 
-def stage(part: str, target: Target, wheels: list[Wheel], root: Path) -> None:
-    """The programs with all they need, units, settings and users; documentation is added by others."""
+def stage(part: str, target: Target, unpacked: Path, root: Path) -> None:
+    """The programs with all they need, units, settings and users; documentation is added by others. `unpacked` has what
+    is in the wheels; no copy is made of it, so nothing may change it."""
     shutil.copytree(PACKAGING / part / "root", root)
     home = root / PRIVATE / part
-    unpack(wheels, home)
+    shutil.copytree(unpacked, home, copy_function=os.link)
     for package in (part, "wire"):
-        _copy_python(ROOT / package, home / package)
+        _copy_package(ROOT / package, home / package)
     for name, module in PROGRAMS[part].items():
         text = _LAUNCHER.format(python=target.python, name=name, part=part, private=PRIVATE, module=module)
         _write(root / "usr/bin" / name, text.encode(), 0o755)
@@ -52,10 +57,7 @@ def stage(part: str, target: Target, wheels: list[Wheel], root: Path) -> None:
     for unit in units(part):
         path = root / "usr/lib/systemd/system" / unit.relative_to(ROOT / "systemd")
         _write(path, unit.read_bytes())
-    if part == "agent":
-        _probes(root)
-    else:
-        _share(root)
+    _OF_ITS_OWN[part](root)
 
 
 def units(part: str) -> list[Path]:
@@ -79,9 +81,10 @@ def installed_bytes(root: Path) -> int:
     return sum(path.lstat().st_size for path in root.rglob("*") if not path.is_dir())
 
 
-def _copy_python(source: Path, copy: Path) -> None:
-    for file in sorted(source.rglob("*.py")):
-        _write(copy / file.relative_to(source), file.read_bytes())
+def _copy_package(source: Path, copy: Path) -> None:
+    for file in sorted(source.rglob("*")):
+        if file.suffix in (".py", ".sql"):
+            _write(copy / file.relative_to(source), file.read_bytes())
     if source.name == "wire" and not (copy / "v1/usage_pb2.py").exists():
         raise PackagingError("wire/v1 is not generated: ./dev setup")
 
@@ -106,6 +109,14 @@ def _share(root: Path) -> None:
     for file in sorted((PACKAGING / "share").rglob("*")):
         if file.is_file():
             _write(root / "usr/share/weighbridge" / file.relative_to(PACKAGING / "share"), file.read_bytes())
+
+
+def _schema(root: Path) -> None:
+    """The migrations, one after the other: what a fresh ledger runs."""
+    _write(root / "usr/share/weighbridge/schema.sql", ddl().encode())
+
+
+_OF_ITS_OWN = {"agent": _probes, "collector": _share, "ledger": _schema}
 
 
 def _write(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -24,9 +24,13 @@ from packaging.markers import Marker
 
 OLDEST_GLIBC_MINOR = 34
 """Of RHEL 9; Ubuntu 22.04 has 2.35, Debian 12 2.36."""
-MOST_BYTES_UNPACKED = 256 << 20
+MOST_BYTES_UNPACKED = 768 << 20
+"""ClickHouse is 556 MB of them; agent and collector have not a tenth."""
 
 _NOT_NEEDED = {".pyi", ".pyx", ".pxd", ".c", ".h", ".typed"}
+_NOT_NEEDED_FILES = {"chdb/libpybind11nonlimitedapi_stubs.so"}
+"""A second copy, from before the wheel was made portable: nothing loads it, and it looks for libraries in a path of the
+machine that built it."""
 _NOT_NEEDED_DIRECTORIES = {"test", "tests", "__pycache__"}
 
 
@@ -168,4 +172,6 @@ def unpack(wheels: Iterable[Wheel], into: Path) -> None:
 def _is_needed(path: PurePosixPath) -> bool:
     if path.parts[0].endswith(".dist-info"):
         return path.name == "METADATA"
+    if path.as_posix() in _NOT_NEEDED_FILES:
+        return False
     return path.suffix not in _NOT_NEEDED and not _NOT_NEEDED_DIRECTORIES.intersection(path.parts[:-1])

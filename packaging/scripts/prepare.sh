@@ -8,7 +8,7 @@ prepare() {
     "$python" -IS -X pycache_prefix="/var/cache/weighbridge/$part" -m compileall -q \
         --invalidation-mode checked-hash "/usr/lib/weighbridge/$part" || true
     # What the daemon imports of Python itself is looked for there as well, and its user may not write there.
-    case $part in agent) daemon=agent.daemon ;; *) daemon=collector.server ;; esac
+    case $part in agent) daemon=agent.daemon ;; *) daemon=$part.server ;; esac
     "$python" -IS -X pycache_prefix="/var/cache/weighbridge/$part" \
         -c "import sys; sys.path.insert(0, '/usr/lib/weighbridge/$part'); import $daemon" || true
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.acceptance.machines.cache import Cache, build_step, key_of
 from tests.acceptance.machines.machine import Machine
-from tests.packaging.built import PARTS, build
+from tests.packaging.built import LIGHT, build
 
 ROOT = Path(__file__).parent.parent.parent
 GUEST_PYTHON = "3.11"
@@ -100,7 +100,8 @@ def _key() -> str:
 
 def _build(kind: str, directory: Path) -> None:
     for revision in (OLD, NEW):
-        build(directory / revision, "--format", kind, "--revision", revision)
+        parts = (word for part in LIGHT for word in ("--part", part))
+        build(directory / revision, *parts, "--format", kind, "--revision", revision)
 
 
 def _compile(directory: Path) -> None:
@@ -108,7 +109,7 @@ def _compile(directory: Path) -> None:
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
     with packages("deb") as built, tempfile.TemporaryDirectory() as scratch:
-        for part in PARTS:
+        for part in LIGHT:
             (deb,) = (built / NEW).glob(f"weighbridge-{part}_*.deb")
             unpacked, cache = Path(scratch, part), Path(scratch, f"{part}.cache")
             subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 WHEELS = ROOT / ".cache/wheels"
-PARTS = ("agent", "collector")
+PARTS = ("agent", "collector", "ledger")
+LIGHT = ("agent", "collector")
+"""For tests that copy packages about: the ledger's is 170 MB, and has nothing of its own that they look at."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,13 @@ class Entry:
     mode: int
     owner: str
     modified_unix: int
-    content: bytes | None
+    file: Path | None
+    """Where it was unpacked, if it is a file."""
+
+    @property
+    def content(self) -> bytes | None:
+        """Read anew each time: the ledger's engine has half a gigabyte."""
+        return self.file.read_bytes() if self.file else None
 
 
 def build(out: Path, *words: str, checkout: Path = ROOT, epoch: int | None = None) -> list[str]:
@@ -38,11 +46,12 @@ def build(out: Path, *words: str, checkout: Path = ROOT, epoch: int | None = Non
 
 
 class Built:
-    """A directory of packages."""
+    """A directory of packages; `unpacked` takes what is in them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, unpacked: Path) -> None:
         self.directory = directory
         self.said = build(directory)
+        self._unpacked = unpacked
 
     def deb(self, part: str) -> Path:
         (found,) = self.directory.glob(f"weighbridge-{part}_*.deb")
@@ -72,15 +81,21 @@ class Built:
     @functools.cache  # noqa: B019 - one object a run
     def entries(self, part: str) -> dict[str, Entry]:
         """Of the deb: absolute path -> entry."""
-        archive = subprocess.check_output(["dpkg-deb", "--fsys-tarfile", self.deb(part)])
+        tree = self._unpacked / part
+        tree.parent.mkdir(exist_ok=True)
+        subprocess.run(["dpkg-deb", "--extract", self.deb(part), tree], check=True)
         found = {}
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        listing = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", self.deb(part)], stdout=subprocess.PIPE)
+        with listing, tarfile.open(fileobj=listing.stdout, mode="r|") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
-                content = file.read() if file else None
-                found["/" + member.name.removeprefix("./").rstrip("/")] = Entry(
-                    member.mode, f"{member.uname}:{member.gname}", int(member.mtime), content
+                path = member.name.removeprefix("./").rstrip("/")
+                found[f"/{path}"] = Entry(
+                    member.mode,
+                    f"{member.uname}:{member.gname}",
+                    int(member.mtime),
+                    tree / path if member.isfile() else None,
                 )
+        assert listing.returncode == 0
         return found
 
     def rpm_entries(self, part: str) -> dict[str, tuple[int, str, str]]:

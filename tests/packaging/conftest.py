@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("packages"))
+def built() -> Iterator[Built]:
+    """1.4 GB, which pytest would keep of its last three runs."""
+    with tempfile.TemporaryDirectory(prefix="weighbridge-packages-") as scratch:
+        yield Built(Path(scratch, "packages"), Path(scratch, "unpacked"))
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Fresh:
-    return Fresh(tmp_path / "fresh")
+def fresh(tmp_path: Path) -> Iterator[Fresh]:
+    yield Fresh(tmp_path / "fresh")
+    shutil.rmtree(tmp_path / "fresh")

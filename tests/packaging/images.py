@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.acceptance.machines.cache import Cache, build_step, key_of
 from tests.packaging.apart import Apart
-from tests.packaging.built import PARTS, ROOT, Built
+from tests.packaging.built import LIGHT, ROOT, Built
 
 CONTAINERFILE = ROOT / "packaging/container/Containerfile"
 BASE_SCRIPT = Path(__file__).with_name("base.sh")
@@ -44,7 +44,7 @@ def stages() -> dict[str, str]:
 def wanted_of_debian(built: Built) -> list[str]:
     """Packages that the installing stages and our own packages ask for by name."""
     names = set()
-    for part in PARTS:
+    for part in LIGHT:
         (install,) = re.findall(r"apt-get install ([^&]*)", stages()[part])
         names |= {word for word in install.split() if re.fullmatch(r"[a-z][a-z0-9.+-]+", word)}
         depends = built.control(part, "Depends").split(", ")
@@ -68,7 +68,7 @@ class Images:
         ) as base:
             recipe = self._write("Base", "FROM scratch\nADD root.tar /\n")
             self._buildah("build", "--tag", BASE, "--file", recipe, base)
-            return {part: self._install(part, built, base / "archive") for part in PARTS}
+            return {part: self._install(part, built, base / "archive") for part in LIGHT}
 
     def _install(self, part: str, built: Built, archive: Path) -> Image:
         name = f"localhost/weighbridge-{part}"

@@ -15,6 +15,7 @@ import pytest
 import agent.cli
 import collector.cli
 import collector.replay
+import ledger.cli
 from tests.packaging.built import PARTS, Built
 
 PROGRAMS = {
@@ -22,11 +23,13 @@ PROGRAMS = {
     "weighbridge-probes": "agent",
     "weighbridge-collector": "collector",
     "usage-replay": "collector",
+    "weighbridge-ledger": "ledger",
 }
 PARSERS = {
     "weighbridge-agent": agent.cli._parser(),
     "weighbridge-collector": collector.cli._parser(),
     "usage-replay": collector.replay._parser(),
+    "weighbridge-ledger": ledger.cli._parser(),
 }
 
 

@@ -20,7 +20,7 @@ from bench.cgroups import Cgroup
 from collector.config import Settings as CollectorSettings
 from tests.acceptance.machines.cache import Unavailable
 from tests.packaging.apart import Apart
-from tests.packaging.built import PARTS, ROOT, Built
+from tests.packaging.built import LIGHT, ROOT, Built
 from tests.packaging.images import Image, Images
 from tests.packaging.node import NAME, Node, Pod
 from tests.packaging.test_deployment import MANIFESTS, containers, objects
@@ -82,10 +82,10 @@ def test_the_bounds_of_the_images_are_the_ones_that_are_written_down() -> None:
     row = re.search(r"^\| its file system .*$", (ROOT / "packaging/README.md").read_text(), re.MULTILINE)
     assert row is not None
     bounds = [int(number) * 1_000_000 for number in re.findall(r"\((\d+)\)", row[0])]
-    assert bounds == [MOST_BYTES[part] for part in PARTS]
+    assert bounds == [MOST_BYTES[part] for part in LIGHT]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", LIGHT)
 def test_an_image_takes_no_more_room_than_is_said(images: dict[str, Image], part: str) -> None:
     assert MOST_BYTES[part] / 2 < images[part].size_bytes <= MOST_BYTES[part]
 
@@ -113,7 +113,7 @@ def test_users_ports_and_volumes_are_the_manifests_and_the_defaults(
         assert list(config["Volumes"]) == [str(states[part])]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", LIGHT)
 def test_the_package_finds_the_user_and_makes_none(images: dict[str, Image], apart: Apart, part: str) -> None:
     root = apart.seen(images[part].root)
     number = images[part].config["User"].partition(":")[0]

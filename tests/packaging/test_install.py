@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.built import PARTS, ROOT, Built, build
+from tests.packaging.built import LIGHT, ROOT, Built, build
 from tests.packaging.fresh import Fresh
 
 pytestmark = pytest.mark.root
@@ -78,7 +78,7 @@ def test_five_commands_lead_from_a_fresh_machine_to_the_first_delivered_usage(
     """As the operator guide has them, word for word."""
     commands = first_use()
     assert len(commands) == 5
-    fresh.give(*map(built.deb, PARTS))
+    fresh.give(*map(built.deb, LIGHT))
     pretend_systemd(fresh, START)
     (fresh.shared / "often.yaml").write_text(OFTEN)
     fresh.run(
@@ -97,9 +97,9 @@ def test_five_commands_lead_from_a_fresh_machine_to_the_first_delivered_usage(
 
 
 def test_a_removal_keeps_the_state_and_a_purge_takes_everything(built: Built, fresh: Fresh) -> None:
-    fresh.give(*map(built.deb, PARTS))
+    fresh.give(*map(built.deb, LIGHT))
     fresh.run(f"{APT} install /mnt/*.deb")
-    for part in PARTS:
+    for part in LIGHT:
         compiled = fresh.run(f"find /var/cache/weighbridge/{part}/usr/lib/python3* -name 'base_events.*.pyc'")
         assert compiled.stdout, (
             "a daemon that may not write there does not compile Python's own modules at each start"
@@ -191,6 +191,52 @@ def test_an_installation_without_room_for_compiled_modules_works(built: Built, f
     full = "mkdir /var/cache/weighbridge && mount -t tmpfs -o size=64k tmpfs /var/cache/weighbridge"
     done = fresh.run(f"{full} && dpkg --install /mnt/*.deb && weighbridge-agent check-config")
     assert done.stdout.endswith("settings are good\n")
+
+
+ENGINE = """
+import sys
+sys.path.insert(0, "/usr/lib/weighbridge/ledger")
+import clickhouse_connect
+client = clickhouse_connect.get_client(interface="chdb", path="/var/lib/weighbridge-ledger/db")
+client.command("CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+client.raw_insert("t", column_names=["a"], insert_block=(7).to_bytes(8, "little"), fmt="RowBinary")
+print(*client.query("SELECT a FROM t").result_rows)
+client.close()
+"""
+
+
+@pytest.mark.parametrize("first", ["ledger", "collector"])
+def test_the_ledger_reads_the_collectors_log_whichever_is_installed_first(
+    built: Built, fresh: Fresh, first: str
+) -> None:
+    """And its engine works as its user, in its directory; a purge leaves the collector's things alone."""
+    fresh.give(*map(built.deb, ("ledger", "collector")))
+    (fresh.shared / "engine.py").write_text(ENGINE)
+    pretend_systemd(fresh)
+    second = "collector" if first == "ledger" else "ledger"
+    fresh.run(f"dpkg --install /mnt/weighbridge-{first}_*.deb")
+    fresh.run(f"dpkg --install /mnt/weighbridge-{second}_*.deb")
+    told = asked(fresh)
+    assert "try-restart weighbridge-ledger.service" in told
+    assert not any(line.startswith(("enable", "start")) for line in told)
+    fresh.run(
+        "runuser -u weighbridge-collector -- sh -c 'umask 027; cd; mkdir log; echo a batch >log/1.log; mkdir -m 700 ca'"
+    )
+    as_ledger = "runuser -u weighbridge-ledger --"
+    assert fresh.run(f"{as_ledger} cat /var/lib/weighbridge-collector/log/1.log").stdout == "a batch\n"
+    for denied in ("ls /var/lib/weighbridge-collector/ca", "touch /var/lib/weighbridge-collector/log/1.log"):
+        assert fresh.run(f"{as_ledger} {denied}", check=False).returncode != 0, denied
+    fresh.run(f"{as_ledger} weighbridge-ledger check-config")
+    assert fresh.run(f"{as_ledger} python3.11 -IS /mnt/engine.py").stdout == "(7,)\n"
+    fresh.run("dpkg --remove weighbridge-ledger && ls /var/lib/weighbridge-ledger/db")
+    assert "disable --now weighbridge-ledger.service weighbridge-reconcile.timer" in asked(fresh)
+    fresh.run("dpkg --purge weighbridge-ledger")
+    left = fresh.run("ls -d /var/lib/weighbridge-* /etc/weighbridge/*").stdout.split()
+    assert left == [
+        "/etc/weighbridge/collector.d",
+        "/etc/weighbridge/collector.yaml",
+        "/var/lib/weighbridge-collector",
+    ]
 
 
 def test_nothing_of_this_machine_is_changed(built: Built, fresh: Fresh) -> None:

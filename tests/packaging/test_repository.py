@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.built import PARTS, ROOT, Built
+from tests.packaging.built import LIGHT, ROOT, Built
 from tests.packaging.fresh import Fresh
 
 pytestmark = pytest.mark.root
@@ -70,7 +70,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Key]:
 @pytest.fixture(scope="module")
 def published(built: Built, key: Key, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("repository")
-    for suite, packages in (("bookworm", map(built.deb, PARTS)), ("el9", map(built.rpm, PARTS))):
+    for suite, packages in (("bookworm", map(built.deb, LIGHT)), ("el9", map(built.rpm, LIGHT))):
         done = key.publish(directory, suite, *packages)
         assert done.returncode == 0, done.stderr
     return directory
@@ -138,7 +138,7 @@ def test_apt_refuses_what_another_key_has_signed(host: Fresh, built: Built, tmp_
 
 def test_rpm_accepts_signed_packages_and_refuses_one_that_was_altered(host: Fresh) -> None:
     check = f"{CHECK} /mnt/repository/yum/el9/*/*.rpm"
-    assert host.run(check).stdout.count("digests signatures OK") == len(PARTS)
+    assert host.run(check).stdout.count("digests signatures OK") == len(LIGHT)
     (package,) = (host.shared / "repository/yum/el9").glob("*/weighbridge-agent*")
     alter(package)
     assert "NOT OK" in refused(host, check)
@@ -155,7 +155,7 @@ def test_the_index_of_rpms_is_signed_and_names_their_hashes(published: Path, key
     key.gpg("--verify", str(repodata / "repomd.xml.asc"), str(repodata / "repomd.xml"))
     (primary,) = repodata.glob("*-primary.xml.gz")
     text = subprocess.check_output(["zcat", primary], text=True)
-    assert set(re.findall(r"<name>(.+?)</name>", text)) == {f"weighbridge-{part}" for part in PARTS}
+    assert set(re.findall(r"<name>(.+?)</name>", text)) == {f"weighbridge-{part}" for part in LIGHT}
     assert primary.name in (repodata / "repomd.xml").read_text()
 
 
@@ -172,5 +172,5 @@ def test_what_was_published_before_stays(published: Path, key: Key, built: Built
     shutil.copy(built.deb("agent"), again)
     assert key.publish(copy, "bookworm", again).returncode == 0
     index = (copy / "apt/dists/bookworm/main/binary-amd64/Packages").read_text()
-    assert len(re.findall(r"^Filename: ", index, re.MULTILINE)) == len(PARTS) + 1
+    assert len(re.findall(r"^Filename: ", index, re.MULTILINE)) == len(LIGHT) + 1
     assert not list((copy / "apt/dists").glob("*.old"))

@@ -65,3 +65,21 @@ def test_a_wheel_that_is_not_what_the_lock_says_is_refused(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "0 wheels of grpcio" in done.stderr
     assert not list((tmp_path / "out").glob("*"))
+
+
+INSERT_AND_QUERY = """
+import sys, clickhouse_connect
+client = clickhouse_connect.get_client(interface="chdb", path=sys.argv[1])
+client.command("CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+client.raw_insert("t", column_names=["a"], insert_block=(7).to_bytes(8, "little"), fmt="RowBinary")
+assert client.query("SELECT a FROM t").result_rows == [(7,)]
+print(*sorted({"numpy", "pandas", "pyarrow"} & sys.modules.keys()))
+client.close()
+"""
+
+
+def test_the_ledgers_engine_works_without_the_data_frames_that_it_asks_for(tmp_path: Path) -> None:
+    """300 MB that no lock has: a query through clickhouse-connect moves bytes."""
+    assert not {"numpy", "pandas", "pyarrow"} & locked("ledger", "3.11").keys()
+    imported = subprocess.check_output([sys.executable, "-c", INSERT_AND_QUERY, tmp_path / "db"], text=True)
+    assert imported == "\n"

@@ -1,0 +1,3 @@
+# shellcheck shell=sh disable=SC2034
+part=ledger
+user=weighbridge-ledger
