@@ -1,6 +1,6 @@
 """`./dev demo`: the main job on this host, for real, and the difference to what the kernel counted.
 
-A throw-away CA and enrolment, a collector and an agent as processes, three workloads in cgroups of their
+A throw-away CA and enrolment, a collector, an agent and a ledger as processes, three workloads in cgroups of their
 own, and everything else on the host beside them. With the kernel probes, also containers too short to sample.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import short_lives
 from bench.cgroups import Cgroup, burner, holder, slice_of_our_own, spawner
@@ -32,6 +32,8 @@ WORKLOADS = (
     ("wb-demo-spawner.scope", "starts short jobs", spawner(0.05)),
 )
 SHORT_LIVES = 200
+BOOKING_SECONDS = 30.0
+FOREVER_NS = 1 << 62
 OWNERS = {
     "host": "host",
     "rules": [
@@ -54,6 +56,7 @@ def main() -> int:
         say("a throw-away CA, one join token, one enrolment")
         site.prepare(agent={"owners": OWNERS, "read": {"probes_dir": str(probes.directory)}})
         site.start_collector()
+        site.start_ledger()
         agent_id = site.enroll()
         say(f"collector listens on 127.0.0.1:{site.ports['ingest']}; agent is {agent_id}")
         site.start_agent()
@@ -79,7 +82,8 @@ def main() -> int:
         site.stop("agent")
         made = _batches_made(directory)
         site.stop("collector")
-        result = _result(directory / "collector" / "log", kernel, short_ns, made)
+        log = directory / "collector" / "log"
+        result = _result(log, kernel, short_ns, made, _booked(site, log))
     _print(result)
     if args.json:
         print(json.dumps(result["summary"]))
@@ -152,10 +156,39 @@ def _batches_made(directory: Path) -> int:
         return int(db.execute("SELECT value FROM meta WHERE key = 'next_seq'").fetchone()[0]) - 1
 
 
+class Booked(NamedTuple):
+    """What the ledger has of it all."""
+
+    batches: int
+    cpu_usage_ns: dict[int, int]
+    """By cgroup."""
+    intervals: int
+    """In which the rows were compared with the host's own counter."""
+    sound: bool
+
+
+def _booked(site: Site, log: Path) -> Booked:
+    """As soon as everything in the log is booked."""
+    there = sum(1 for record in scan(log) if isinstance(record, Record) and record.kind in HANDED_ON)
+    site.wait_booking()
+    deadline = time.monotonic() + BOOKING_SECONDS
+    while True:
+        hops = site.ask("ledger", "reconcile")
+        batches = sum(hop["booked"] for hop in hops["hops"])
+        if batches >= there or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    used: dict[int, int] = defaultdict(int)
+    answer = site.ask("ledger", "usage", start_unix_ns=0, end_unix_ns=FOREVER_NS, by="unit")
+    for line in answer["rows"]:
+        used[line["cgroup_id"]] += int(line["cpu_usage_ns"] or 0)
+    return Booked(batches, used, hops["intervals_compared"], hops["ok"] and not answer["more"])
+
+
 def _result(
-    log: Path, kernel: dict[int, tuple[str, int]], short_ns: dict[int, int], made: int
+    log: Path, kernel: dict[int, tuple[str, int]], short_ns: dict[int, int], made: int, booked: Booked
 ) -> dict[str, Any]:
-    """What the log has against what the kernel said."""
+    """What the log and the ledger have against what the kernel said."""
     tenants: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     delivered: dict[int, int] = defaultdict(int)
     last_rows: dict[int, int] = defaultdict(int)
@@ -184,19 +217,39 @@ def _result(
     kernel_ns = sum(ns for _, ns in kernel.values()) + sum(short_ns.values())
     delivered_ns = sum(delivered[cgroup_id] for cgroup_id in (*kernel, *short_ns))
     short_exact = sum(delivered[i] == ns and last_rows[i] == 1 for i, ns in short_ns.items())
+    booked_ns = sum(booked.cpu_usage_ns[cgroup_id] for cgroup_id in (*kernel, *short_ns))
+    host_booked = sum(booked.cpu_usage_ns.values())
     if not kernel:
-        kernel_ns, delivered_ns = host_kernel + deficit, host_rows
+        kernel_ns, delivered_ns, booked_ns = host_kernel + deficit, host_rows, host_booked
     lost = made - batches + len(verdict.missing)
     return {
         "tenants": dict(tenants),
-        "containers": [(name, ns, delivered[cgroup_id]) for cgroup_id, (name, ns) in sorted(kernel.items())],
-        "host": (host_kernel, host_rows, deficit),
-        "short": (sum(short_ns.values()), sum(delivered[i] for i in short_ns), short_exact, len(short_ns)),
+        "lines": [
+            *(
+                (name, ns, delivered[cgroup_id], booked.cpu_usage_ns[cgroup_id])
+                for cgroup_id, (name, ns) in sorted(kernel.items())
+            ),
+            *(
+                [
+                    (
+                        f"{len(short_ns)} short ones, {short_exact} of them exact",
+                        sum(short_ns.values()),
+                        sum(delivered[i] for i in short_ns),
+                        sum(booked.cpu_usage_ns[i] for i in short_ns),
+                    )
+                ]
+                if short_ns
+                else []
+            ),
+            ("whole host (sum of all rows)", host_kernel + deficit, host_rows, host_booked),
+        ],
+        "deficit": deficit,
         "exact": short_exact == len(short_ns)
         and verdict.sound
         and lost == 0
-        and kernel_ns == delivered_ns
-        and batches > 0,
+        and kernel_ns == delivered_ns == booked_ns
+        and batches == booked.batches > 0
+        and booked.sound,
         "summary": {
             "containers": len(units),
             "tenants": len(tenants),
@@ -204,37 +257,36 @@ def _result(
             "rows": verdict.rows,
             "cpu_usage_ns_kernel": kernel_ns,
             "cpu_usage_ns_delivered": delivered_ns,
+            "cpu_usage_ns_ledger": booked_ns,
+            "batches_booked": booked.batches,
+            "intervals_compared": booked.intervals,
             "lost": lost,
             "duplicated": len(verdict.duplicates),
             "short_containers": len(short_ns),
             "short_containers_exact": short_exact,
             "host_cpu_usage_ns_kernel": host_kernel + deficit,
             "host_cpu_usage_ns_delivered": host_rows,
+            "host_cpu_usage_ns_ledger": host_booked,
         },
     }
 
 
 def _print(result: dict[str, Any]) -> None:
     summary = result["summary"]
-    print(f"\n{'TENANT':24} {'ROWS':>8} {'CPU SECONDS':>14}")
+    print(f"\n{'TENANT':24} {'ROWS':>8} {'CPU SECONDS':>13}")
     for tenant, (rows, ns) in sorted(result["tenants"].items()):
         print(f"{tenant:24} {rows:8} {ns / 1e9:14.6f}")
-    print(f"\n{'CONTAINER':48} {'KERNEL ns':>16} {'DELIVERED ns':>16} {'DIFFERENCE':>11}")
-    for name, kernel, delivered in result["containers"]:
-        print(f"{name:48} {kernel:16} {delivered:16} {delivered - kernel:11}")
-    short_kernel, short_delivered, exact, short = result["short"]
-    if short:
-        name = f"{short} short ones, {exact} of them exact"
-        print(f"{name:48} {short_kernel:16} {short_delivered:16} {short_delivered - short_kernel:11}")
-    kernel, rows, deficit = result["host"]
-    print(f"{'whole host (sum of all rows)':48} {kernel + deficit:16} {rows:16} {rows - kernel - deficit:11}")
-    if deficit:
+    print(f"\n{'CONTAINER':50} {'KERNEL ns':>13} {'DELIVERED ns':>13} {'LEDGER ns':>13} {'DIFFERENCE':>10}")
+    for name, kernel, delivered, booked in result["lines"]:
+        print(f"{name:50} {kernel:13} {delivered:13} {booked:13} {booked - kernel:10}")
+    if result["deficit"]:
         print(
-            f"  of the host's {deficit} ns were counted in units before the root; they are taken off its next rows"
+            f"  of the host's {result['deficit']} ns were counted in units before the root; they are taken off its next rows"
         )
     print(
         f"\n{summary['batches']} batches, {summary['rows']} rows delivered;"
-        f" {summary['lost']} lost, {summary['duplicated']} duplicated"
+        f" {summary['lost']} lost, {summary['duplicated']} duplicated; {summary['batches_booked']} batches booked,"
+        f" {summary['intervals_compared']} intervals compared with the host's own counter"
     )
 
 

@@ -1,4 +1,4 @@
-"""A throw-away installation: a CA, a collector and an agent as real processes over real mutual TLS.
+"""A throw-away installation: a CA, a collector, an agent and a ledger as real processes; mutual TLS between the first two.
 
 Ports are free ones, everything lies below one directory, and every process is ended by its pid.
 """
@@ -18,6 +18,13 @@ from typing import Any, Self
 import yaml
 
 from bench.ports import free_ports
+from wire.daemon.control import NotRunning, ask
+
+_SOCKETS = {
+    "agent": "run/agent.sock",
+    "collector": "collector/collector.sock",
+    "ledger": "ledger/ledger.sock",
+}
 
 
 class SiteError(Exception):
@@ -30,14 +37,19 @@ class Site:
     def __init__(self, directory: Path, runner: Sequence[str] = ()) -> None:
         self.directory = directory
         self._runner = list(runner)
-        self.collector_file = directory / "collector.yaml"
-        self.agent_file = directory / "agent.yaml"
+        self.collector_file, self.agent_file, self.ledger_file = map(
+            self._file, ("collector", "agent", "ledger")
+        )
         self.collector: subprocess.Popen[bytes] | None = None
         self.agent: subprocess.Popen[bytes] | None = None
+        self.ledger: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
 
     def prepare(
-        self, agent: Mapping[str, Any] | None = None, collector: Mapping[str, Any] | None = None
+        self,
+        agent: Mapping[str, Any] | None = None,
+        collector: Mapping[str, Any] | None = None,
+        ledger: Mapping[str, Any] | None = None,
     ) -> None:
         """Settings and a CA. The mappings are laid over the defaults of a throw-away site."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -56,13 +68,19 @@ class Site:
             "meter": {"interval": "1s", "memory_sample": "500ms"},
         }
         self.agent_file.write_text(yaml.safe_dump(_over(base, agent or {})))
+        base = {
+            "state_dir": str(self.directory / "ledger"),
+            "source": {"log_directory": str(self.directory / "collector" / "log")},
+            "store": {"memory": "512MiB"},
+            "local_port": {"port": 0},
+        }
+        self.ledger_file.write_text(yaml.safe_dump(_over(base, ledger or {})))
         self.command("collector", "ca", "init", "--domain", "demo.example", "--host", "127.0.0.1")
 
     def command(self, part: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run one command of `agent` or `collector`."""
-        file = self.agent_file if part == "agent" else self.collector_file
+        """Run one command of `agent`, `collector` or `ledger`."""
         done = subprocess.run(
-            [sys.executable, "-m", part, "--config", str(file), *words],
+            [sys.executable, "-m", part, "--config", str(self._file(part)), *words],
             capture_output=True,
             text=True,
             timeout=120,
@@ -75,7 +93,7 @@ class Site:
         """Start it and wait until it listens."""
         endpoints = self.directory / "collector" / "endpoints.json"
         endpoints.unlink(missing_ok=True)
-        self.collector = self._start("collector", self.collector_file)
+        self.collector = self._start("collector")
         deadline = time.monotonic() + seconds
         while not endpoints.exists():
             if self.collector.poll() is not None or time.monotonic() > deadline:
@@ -94,7 +112,7 @@ class Site:
         return self.command("agent", "enroll", token).stdout.split()[3].rstrip(";")
 
     def start_agent(self) -> None:
-        self.agent = self._start("agent", self.agent_file)
+        self.agent = self._start("agent")
 
     def wait_metering(self, seconds: float = 20.0) -> None:
         """Until the agent has taken its first reading."""
@@ -106,34 +124,46 @@ class Site:
                 raise SiteError(f"the agent did not start:\n{self.journal('agent')}")
             time.sleep(0.02)
 
-    def ask(self, part: str, command: str, **more: Any) -> dict[str, Any]:
-        """Ask a running daemon over its control socket."""
-        from wire.daemon.control import ask
+    def start_ledger(self) -> None:
+        """Start it; `wait_booking` waits until it has opened its books."""
+        self.ledger = self._start("ledger")
 
-        path = self.directory / ("run/agent.sock" if part == "agent" else "collector/collector.sock")
-        return ask(path, {"command": command, **more})
+    def wait_booking(self, seconds: float = 60.0) -> None:
+        """Until the ledger answers with its books open. Its engine alone takes a second to load."""
+        deadline = time.monotonic() + seconds
+        while not self._booking():
+            if self.ledger is None or self.ledger.poll() is not None or time.monotonic() > deadline:
+                raise SiteError(f"the ledger did not start:\n{self.journal('ledger')}")
+            time.sleep(0.05)
+
+    def _booking(self) -> bool:
+        try:
+            return not self.ask("ledger", "status")["ready"]
+        except NotRunning:
+            return False
+
+    def ask(self, part: str, command: str, seconds: float = 30.0, **more: Any) -> dict[str, Any]:
+        """Ask a running daemon over its control socket."""
+        return ask(self.directory / _SOCKETS[part], {"command": command, **more}, seconds)
 
     def stop(self, part: str, how: int = signal.SIGTERM, seconds: float = 40.0) -> int:
         """End a daemon and wait for it; returns its exit code."""
-        process = self.agent if part == "agent" else self.collector
+        process: subprocess.Popen[bytes] | None = getattr(self, part)
         if process is None:
             return 0
         if process.poll() is None:
             process.send_signal(how)
         code = process.wait(seconds)
-        if part == "agent":
-            self.agent = None
-        else:
-            self.collector = None
+        setattr(self, part, None)
         return code
 
     def close(self) -> None:
         """Kill what still runs."""
-        for process in (self.agent, self.collector):
+        for process in (self.agent, self.collector, self.ledger):
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait()
-        self.agent = self.collector = None
+        self.agent = self.collector = self.ledger = None
 
     def journal(self, part: str) -> str:
         path = self.directory / f"{part}.journal"
@@ -145,10 +175,13 @@ class Site:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, part: str, file: Path) -> subprocess.Popen[bytes]:
+    def _file(self, part: str) -> Path:
+        return self.directory / f"{part}.yaml"
+
+    def _start(self, part: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{part}.journal").open("ab") as journal:
             return subprocess.Popen(
-                [*self._runner, sys.executable, "-m", part, "--config", str(file), "run"],
+                [*self._runner, sys.executable, "-m", part, "--config", str(self._file(part)), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=journal,
                 stderr=journal,

@@ -10,6 +10,7 @@ import yaml
 from agent.config import Settings as AgentSettings
 from bench.reference import DOCS, files
 from collector.config import Settings as CollectorSettings
+from ledger.config import Settings as LedgerSettings
 from wire.daemon.settings import load
 
 
@@ -19,7 +20,8 @@ def test_the_committed_file_is_what_the_code_generates(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "struct"), [("agent.yaml", AgentSettings), ("collector.yaml", CollectorSettings)]
+    ("name", "struct"),
+    [("agent.yaml", AgentSettings), ("collector.yaml", CollectorSettings), ("ledger.yaml", LedgerSettings)],
 )
 def test_the_example_is_the_defaults_as_it_stands_and_with_every_key_uncommented(
     tmp_path: Path, name: str, struct: type

@@ -16,10 +16,13 @@ import pytest
 
 import agent.cli
 import collector.cli
+import ledger.cli
 from agent.meter.memory import MemoryTrack
 from agent.meter.usage import begin, step
 from bench.site import Site
+from ledger.tally import TROUBLES
 from tests.agent.readings import CADENCE, SECOND, reading, root, snapshot
+from tests.ledger.process import LedgerProcess
 from wire.measures import MEASURES
 from wire.statuses import Meter
 from wire.v1 import ingest_pb2, usage_pb2
@@ -53,8 +56,9 @@ def tables(page: Path, heading: str) -> list[list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
-    """Names of the samples and families that a running agent and collector export."""
-    with Site(tmp_path_factory.mktemp("docs") / "site") as site:
+    """Names of the samples and families that a running agent, collector and ledger export."""
+    directory = tmp_path_factory.mktemp("docs")
+    with Site(directory / "site") as site, LedgerProcess(directory / "ledger") as books:
         site.prepare(agent={"metrics": {"per_container": True}})
         site.start_collector()
         site.enroll()
@@ -62,7 +66,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
         site.wait_metering()
         started = next(line for line in site.journal("agent").splitlines() if '"started"' in line)
         names: set[str] = set()
-        for port in (json.loads(started)["local_port"], site.ports["local"]):
+        for port in (json.loads(started)["local_port"], site.ports["local"], books.port):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
                 names.update(re.findall(r"^# TYPE (\S+)", answer.read().decode(), re.MULTILINE))
         yield {name for name in names if name.startswith("weighbridge_")}
@@ -124,7 +128,7 @@ def test_every_measure_has_its_source_in_the_table() -> None:
 def events() -> dict[str, str]:
     """Event -> level of every event whose name stands in the code."""
     out = {}
-    for package in ("agent", "collector", "wire"):
+    for package in ("agent", "collector", "ledger", "wire"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if (
@@ -154,15 +158,16 @@ def test_every_journal_event_is_in_the_operator_guide_with_its_level() -> None:
 
 def test_every_reason_not_to_be_ready_is_in_the_operator_guide() -> None:
     documented = {
-        word
-        for table in tables(GUIDE, "Readiness")
-        for row in table
-        for word in re.findall(r"\w+_\w+", row[0])
+        word for table in tables(GUIDE, "Readiness") for row in table for word in re.findall(r"\w+", row[0])
     }
-    for file in ("agent/daemon.py", "collector/server.py"):
+    for file in ("agent/daemon.py", "collector/server.py", "ledger/server.py"):
         reasons = set(re.findall(r'reasons\["(\w+)"\]', (ROOT / file).read_text()))
         assert reasons
         assert reasons - documented == set()
+    assert {
+        *TROUBLES,
+        *re.findall(r'"(\w+)": self\._', (ROOT / "ledger/worker.py").read_text()),
+    } <= documented
 
 
 def commands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
@@ -174,9 +179,14 @@ def commands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]
             yield from commands(sub, f"{before} {name}")
 
 
-def test_every_command_of_both_programs_is_in_the_operator_guide() -> None:
+def test_every_command_of_the_programs_is_in_the_operator_guide() -> None:
     listed = " ".join(row[0] + " " for table in tables(GUIDE, "Commands") for row in table).replace("`", "")
-    wanted = [*commands(agent.cli._parser()), *commands(collector.cli._parser()), "usage-replay"]
+    wanted = [
+        *commands(agent.cli._parser()),
+        *commands(collector.cli._parser()),
+        *commands(ledger.cli._parser()),
+        "usage-replay",
+    ]
     assert len(wanted) > 20
     assert [name for name in wanted if f"{name} " not in listed] == []
 
@@ -184,6 +194,8 @@ def test_every_command_of_both_programs_is_in_the_operator_guide() -> None:
 def test_a_reload_takes_up_and_leaves_what_the_operator_guide_says() -> None:
     from agent.config import Settings as AgentSettings
     from collector.config import Settings as CollectorSettings
+    from ledger.config import Settings as LedgerSettings
+    from ledger.server import RESTART_KEYS
 
     (table,) = tables(GUIDE, "Settings and reload")
     for (name, now, later), settings, file in (
@@ -195,6 +207,10 @@ def test_a_reload_takes_up_and_leaves_what_the_operator_guide_says() -> None:
         left = set(re.findall(r"\w+", needs_restart[1]))
         assert set(re.findall(r"\w+", later)) == left, name
         assert set(re.findall(r"\w+", now)) == set(settings.__struct_fields__) - left, name
+    name, now, later = table[3]
+    left = {key for key in RESTART_KEYS if "." not in key}
+    assert set(re.findall(r"\w+", later)) == left, name
+    assert set(re.findall(r"\w+", now)) == set(LedgerSettings.__struct_fields__) - left, name
 
 
 def pages() -> list[Path]:

@@ -1,4 +1,4 @@
-"""Completeness, as far as agents and collectors can tell: what was not measured, has not arrived, or was not let in."""
+"""Completeness: what was not measured, has not arrived, was not let in, or is not in the books."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from bench.dashboards.panels import Panels, dashboard, graph, listing, note, num
 
 AGENT = 'job="weighbridge-agent"'
 COLLECTOR = 'job="weighbridge-collector"'
-A, C = "weighbridge_agent_", "weighbridge_collector_"
+LEDGER = 'job="weighbridge-ledger"'
+A, C, L = "weighbridge_agent_", "weighbridge_collector_", "weighbridge_ledger_"
 
 
 def completeness() -> Dashboard:
     return dashboard(
         "Completeness",
-        "What was not measured, has not arrived, or was not let in.",
+        "What was not measured, has not arrived, was not let in, or is not in the books.",
         {},
         ("Read this first", (_first(),)),
         ("Now", _now()),
+        ("Is it in the books?", _booked()),
         ("Has it arrived?", _arrived()),
         ("Was it measured?", _measured()),
         ("Was it let in?", _let_in()),
@@ -29,9 +31,10 @@ def completeness() -> Dashboard:
 def _first() -> Builder[Panel]:
     return note(
         "",
-        "There is no ledger yet, so nothing here proves that a period is complete. It shows what agents and collectors know:"
-        " gaps they recorded, what their sources could not see, and whether each stream's numbers go on without a hole"
-        " (`weighbridge-collector log verify` proves that for one log). **Hosts that are not scraped are not in it.**",
+        "A ledger proves that a period is complete: up to its watermark nothing of any known agent is missing. The rows below it"
+        " show what agents and collectors know: gaps they recorded, what their sources could not see, and whether each stream's"
+        " numbers go on without a hole. **Hosts that are not scraped are not in those, and agents that never reported are in"
+        " none.** Without a ledger its row is empty.",
     )
 
 
@@ -46,6 +49,31 @@ def _now() -> Panels:
         number("Streams with a hole", "Went on beyond what a collector knew, in a day.", "short",
                f"sum(increase({C}adopted_streams_total{{{COLLECTOR}}}[1d]))", 1),
         number("In quarantine", "Batches no collector has, on hosts.", "short", f"sum({A}spool_quarantined_batches{{{AGENT}}})", 1),
+    )  # fmt: skip
+
+
+def _booked() -> Panels:
+    return (
+        number("Complete up to", "The ledger's watermark.", "dateTimeFromNow",
+               f"min({L}watermark_timestamp_seconds{{{LEDGER}}}) * 1000"),
+        number("Missing batches", "Numbered by an agent, and not here.", "short", f"sum({L}missing_batches{{{LEDGER}}})", 1),
+        number("Blockers", "Of the oldest period that has ended.", "short", f"sum({L}open_blockers{{{LEDGER}}})", 1),
+        number("Oldest unclosed period", "Ended so long ago.", "s", f"max({L}oldest_unclosed_period_seconds{{{LEDGER}}})"),
+        number("Differences", "Batches at one hop and not at the next.", "short",
+               f"sum({L}reconcile_differences{{{LEDGER}}})", 1),
+        number("Sums differ by", "From raw usage, in CPU time.", "ns", f"sum(abs({L}conservation_difference_ns{{{LEDGER}}}))", 1),
+        graph("Booked", "", "suffix: rows/s", (f"sum(rate({L}booked_rows_total{{{LEDGER}}}[$__rate_interval]))", "rows")),
+        graph("Not read yet", "Of the log in bytes, of Kafka in records.", "short",
+              (f"{L}source_lag{{{LEDGER}}}", "{{source}} {{unit}}")),
+        graph("Here and not booked", "", "short",
+              (f"sum({L}parked_batches{{{LEDGER}}})", "parked"),
+              (f"sum({L}rejected_batches{{{LEDGER}}})", "rejected")),
+        graph("Agents", "", "short",
+              (f"sum({L}agents{{{LEDGER}}})", "known"), (f"sum({L}silent_agents{{{LEDGER}}})", "silent")),
+        graph("Arrived twice, or as somebody else", "Duplicates change nothing; conflicts are METER-006.", "short",
+              (f"sum(increase({L}duplicates_total{{{LEDGER}}}[$__rate_interval]))", "duplicates"),
+              (f"sum(increase({L}conflicts_total{{{LEDGER}}}[$__rate_interval]))", "conflicts")),
+        graph("Hours to be added up", "", "short", (f"sum({L}rollup_dirty_hours{{{LEDGER}}})", "hours")),
     )  # fmt: skip
 
 

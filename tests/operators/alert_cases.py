@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-A, C = "weighbridge_agent_", "weighbridge_collector_"
+A, C, L = "weighbridge_agent_", "weighbridge_collector_", "weighbridge_ledger_"
 AGENT = 'job="weighbridge-agent",instance="a"'
 COLLECTOR = 'job="weighbridge-collector",instance="c"'
+LEDGER = 'job="weighbridge-ledger",instance="l"'
 
 
 class Case(NamedTuple):
@@ -27,6 +28,10 @@ def agent(name: str, values: str, **labels: str) -> dict[str, str]:
 
 def collector(name: str, values: str, **labels: str) -> dict[str, str]:
     return {_series(C + name, COLLECTOR, labels): values}
+
+
+def ledger(name: str, values: str, **labels: str) -> dict[str, str]:
+    return {_series(L + name, LEDGER, labels): values}
 
 
 def _series(name: str, where: str, labels: dict[str, str]) -> str:
@@ -132,6 +137,7 @@ CASES = (
         agent("reload_failed", "0x60") | collector("reload_failed", "0x60"),
     ),
     Case("WeighbridgeReloadFailed", collector("reload_failed", "1x60"), collector("reload_failed", "0x60")),
+    Case("WeighbridgeReloadFailed", ledger("reload_failed", "1x60"), ledger("reload_failed", "0x60")),
     Case(
         "WeighbridgeRestarting",
         {f"process_start_time_seconds{{{AGENT}}}": "1+60x60"},
@@ -274,5 +280,82 @@ CASES = (
         "WeighbridgeWebhookLosing",
         collector("webhook_failures", "0+2x60"),
         collector("webhook_failures", "2x60"),
+    ),
+    Case("WeighbridgeLedgerDown", up("ledger", "l", "1x9 0x60"), up("ledger", "l", "1x60"), not_yet=18),
+    Case(
+        "WeighbridgeLedgerTrouble",
+        ledger("trouble", "1x60", reason="store_unavailable"),
+        # That has an alert of its own.
+        ledger("trouble", "1x60", reason="reload_failed")
+        | ledger("trouble", "0x60", reason="store_unavailable"),
+        not_yet=10,
+    ),
+    Case(
+        "WeighbridgeLedgerBehind",
+        ledger("watermark_timestamp_seconds", "0x100"),
+        ledger("watermark_timestamp_seconds", "0+60x100"),
+        after=90,
+        not_yet=65,
+    ),
+    Case(
+        "WeighbridgeLedgerAgentsSilent",
+        ledger("silent_agents", "1x80"),
+        ledger("silent_agents", "1x50 0x30"),
+        after=70,
+        not_yet=50,
+    ),
+    Case(
+        "WeighbridgeLedgerMissing",
+        ledger("missing_batches", "3x80"),
+        # What comes out of order is there a little later.
+        ledger("missing_batches", "3x40 0x1 3x40"),
+        after=70,
+        not_yet=50,
+    ),
+    Case("WeighbridgeLedgerLost", ledger("lost_positions", "0x30 9x30"), ledger("lost_positions", "0x60")),
+    Case(
+        "WeighbridgeLedgerConflict",
+        ledger("conflicts_total", "0x30 1x30"),
+        ledger("conflicts_total", "1x60") | ledger("duplicates_total", "0+5x60"),
+    ),
+    Case(
+        "WeighbridgeLedgerSlow",
+        ledger("insert_seconds_bucket", "0x60", le="5.0")
+        | ledger("insert_seconds_bucket", "0+10x60", le="10.0")
+        | ledger("insert_seconds_bucket", "0+10x60", le="+Inf"),
+        ledger("insert_seconds_bucket", "0+10x60", le="5.0")
+        | ledger("insert_seconds_bucket", "0+10x60", le="10.0")
+        | ledger("insert_seconds_bucket", "0+10x60", le="+Inf"),
+    ),
+    Case(
+        "WeighbridgeLedgerSumsBehind",
+        ledger("rollup_dirty_hours", "700x200"),
+        ledger("rollup_dirty_hours", "700-10x200"),
+        after=190,
+        not_yet=100,
+    ),
+    Case(
+        "WeighbridgeLedgerDifference",
+        ledger("reconcile_differences", "0x30 1x30"),
+        ledger("reconcile_differences", "1x30 0x30"),
+    ),
+    Case(
+        "WeighbridgeLedgerSumsWrong",
+        ledger("conservation_difference_ns", "-1x60"),
+        ledger("conservation_difference_ns", "0x60"),
+    ),
+    Case(
+        "WeighbridgeLedgerNotReconciled",
+        ledger("reconcile_success_timestamp_seconds", "0x3000"),
+        ledger("reconcile_success_timestamp_seconds", "0x2000 120000x1000"),
+        after=2_960,
+        not_yet=2_890,
+    ),
+    Case(
+        "WeighbridgeLedgerPeriodOpen",
+        ledger("oldest_unclosed_period_seconds", "200000+60x2000"),
+        ledger("oldest_unclosed_period_seconds", "60+60x2000"),
+        after=1_100,
+        not_yet=970,
     ),
 )

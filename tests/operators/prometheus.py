@@ -94,9 +94,9 @@ class Prometheus:
         return list(self.ask("series", **{"match[]": selector, "start": str(time.time() - 3600)}))
 
     def ready(self) -> bool:
-        """Whether both jobs have been scraped."""
+        """Whether every job has been scraped."""
         assert self._process.poll() is None, "prometheus has ended"
         try:
-            return len(self.query("up == 1")) == 2
+            return len(self.query("up == 1")) == 3
         except OSError:
             return False

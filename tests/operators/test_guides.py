@@ -17,6 +17,7 @@ import pytest
 
 import agent.cli
 import collector.cli
+import ledger.cli
 from bench.fleet import Stream
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
@@ -32,7 +33,7 @@ WORDS_FOR = {"NAME": "web-1", "AGENT": "f216c6d4", "TENANT": "acme", "N": "5", "
 
 
 def sources() -> Iterator[tuple[Path, ast.AST]]:
-    for package in ("agent", "collector", "wire"):
+    for package in ("agent", "collector", "ledger", "wire"):
         for file in sorted((ROOT / package).rglob("*.py")):
             if "v1" not in file.parts:
                 yield file, ast.parse(file.read_text())
@@ -102,10 +103,10 @@ def test_nothing_is_in_the_matrix_that_the_code_does_not_say() -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Each weighbridge-agent and weighbridge-collector command of a page, up to a pipe, with something for its operands."""
+    """Each command of a daemon on a page, up to a pipe, with something for its operands."""
     text = page.read_text().replace("\\|", "|")
-    found = re.findall(r"`(weighbridge-(?:agent|collector) [^`|]+)", text)
-    found += re.findall(r"^(weighbridge-(?:agent|collector) [^#|\n]+)", text, re.MULTILINE)
+    found = re.findall(r"`(weighbridge-(?:agent|collector|ledger) [^`|]+)", text)
+    found += re.findall(r"^(weighbridge-(?:agent|collector|ledger) [^#|\n]+)", text, re.MULTILINE)
     return [[WORDS_FOR.get(word, word) for word in shlex.split(line)] for line in found]
 
 
@@ -114,6 +115,7 @@ def test_every_command_that_a_guide_tells_somebody_to_type_is_one(page: Path) ->
     parsers: dict[str, argparse.ArgumentParser] = {
         "weighbridge-agent": agent.cli._parser(),
         "weighbridge-collector": collector.cli._parser(),
+        "weighbridge-ledger": ledger.cli._parser(),
     }
     told = commands(page)
     assert told

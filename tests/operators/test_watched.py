@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real agent and a real collector: every rule and every panel finds what it asks for.
+"""Prometheus scrapes a real agent, a real collector and a ledger (its core a fake): rules and panels find what they ask for.
 
 The site lives through what the alerts are about, so that a metric, a label or a value that is renamed leaves a query with
 nothing to find.
@@ -23,6 +23,7 @@ from bench.probe_set import loaded
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from tests.collector.door import Door, statuses
+from tests.ledger.process import LedgerProcess
 from tests.operators.prometheus import Prometheus, grouping_labels, selectors
 from tests.operators.rules import DASHBOARDS, alerts
 from tests.waiting import until
@@ -48,6 +49,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         loaded(directory) as probes,
         slice_of_our_own("weighbridge-test") as ours,
         Site(directory / "site") as site,
+        LedgerProcess(directory / "ledger") as ledger,
     ):
         site.prepare(
             agent={"owners": {"host": "acme"}, "read": {"probes_dir": str(probes.directory)}},
@@ -60,6 +62,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         ports = {
             "weighbridge-agent": int(site.ask("agent", "status")["local_port"]),
             "weighbridge-collector": site.ports["local"],
+            "weighbridge-ledger": ledger.port,
         }
         process = ours.child("busy.scope").run(burner(0.1))
         try:
