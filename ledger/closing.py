@@ -94,18 +94,25 @@ class Closing:
             len(closed),
         )
 
-    def missing(self) -> list[Finding]:
-        """Batches whose successors arrived and that nobody waived."""
+    def unaccounted(self) -> list[Finding]:
+        """Batches that nobody waived and that will not come by themselves: later ones of their stream arrived, or the
+        collector rejected them. Parked ones are on their way."""
         waived = {waiver.blocker_id for waiver in self._waivers()}
         found = unknowns(
             self._completeness.streams(), self._completeness.held(), self._completeness.retired()
         )
-        holes = [u for one in found.values() for u in one if u.kind is Kind.MISSING and u.id not in waived]
-        texts = [
+        open_ones = [u for one in found.values() for u in one if u.id not in waived]
+        missing = [
             f"agent {u.agent_id}, epoch {u.epoch}: batches {u.first_seq} to {u.last_seq} have not arrived"
-            for u in holes
+            for u in open_ones
+            if u.kind is Kind.MISSING
         ]
-        return bounded("missing", texts, len(texts))
+        rejected = [
+            f"agent {u.agent_id}, epoch {u.epoch}: batch {u.first_seq} was rejected ({u.reason})"
+            for u in open_ones
+            if u.kind is Kind.REJECTED
+        ]
+        return [*bounded("missing", missing, len(missing)), *bounded("rejected", rejected, len(rejected))]
 
     def periods(self, now_unix_ns: int) -> list[Answer]:
         """The last that were closed, and those behind them up to the running one, oldest first: MAX_PERIODS_SHOWN of each."""

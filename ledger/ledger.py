@@ -172,8 +172,7 @@ class Ledger:
             )
             for place, first, last in self._progress.lost()
         ]
-        missing = self._closing.missing()
-        findings += missing
+        findings += self._closing.unaccounted()
         stale = self._hours.differing()
         findings += [
             Finding("rollup", f"the hour {hour} was built of other batches than are booked") for hour in stale

@@ -17,8 +17,8 @@ from wire.daemon.support_bundle import Part, as_json
 
 UNITS = (
     "weighbridge-ledger.service",
-    "weighbridge-ledger-reconcile.service",
-    "weighbridge-ledger-reconcile.timer",
+    "weighbridge-reconcile.service",
+    "weighbridge-reconcile.timer",
 )
 HARMLESS = frozenset(
     {

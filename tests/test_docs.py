@@ -243,6 +243,23 @@ def test_every_relative_link_leads_somewhere() -> None:
     assert followed > 30
 
 
+def test_every_unit_that_is_spoken_of_exists() -> None:
+    """In what an operator reads, and in what the programs ask systemd about."""
+    units = {path.name for path in (ROOT / "systemd").glob("*weighbridge-*")}
+    places = [GUIDE.parent, ROOT / "README.md"] + [
+        ROOT / d for d in ("agent", "collector", "ledger", "packaging", "wire")
+    ]
+    files = [f for place in places for f in (place.rglob("*") if place.is_dir() else [place])]
+    named = {
+        (word, str(file.relative_to(ROOT)))
+        for file in files
+        if file.suffix in (".md", ".py", ".sh", ".yaml")
+        for word in re.findall(r"(?:run-)?weighbridge-[a-z-]+\.(?:service|timer|mount)", file.read_text())
+    }
+    assert {word for word, _ in named} >= units
+    assert [(word, file) for word, file in sorted(named) if word not in units] == []
+
+
 def test_every_decision_is_numbered_without_holes() -> None:
     records = sorted(path.name for path in (ROOT / "docs/decisions").glob("[0-9]*.md"))
     assert [name[:4] for name in records] == [f"{n:04d}" for n in range(1, len(records) + 1)]

@@ -53,5 +53,6 @@ class Rollups:
             )
             GROUP BY hour, tenant
             HAVING count() != 3 OR uniqExact({columns}) != 1 OR uniqExactIf(n, n > 0) != 1
+            ORDER BY hour, tenant
             {DIVIDING}""")
         return [(int(hour), str(tenant), int(wrong)) for hour, tenant, wrong in found]

@@ -74,6 +74,7 @@ class _Unit:
         "may_nest",
         "opened",
         "path",
+        "repeated",
         "was_reset",
     )
 
@@ -99,6 +100,8 @@ class _Unit:
         """Recovered for units inside since this one's last opening."""
         self.folded = [False] * len(RECOVERABLE)
         self.was_reset = False
+        self.repeated = False
+        """Rows since then tell again what others told, here or in a unit inside: an older copy of the spool came back."""
 
 
 def _age(unit: _Unit) -> int:
@@ -155,22 +158,29 @@ class _Boot:
                         outer.inside[k] += amount
 
     def count_span(self, span: _Span) -> None:
-        for rows in self.booked.get(span, ()):
+        booked = [(rows, self._unit_of(rows)) for rows in self.booked.get(span, ())]
+        for rows, unit in booked:
+            for counting in (unit, *unit.around):
+                counting.repeated |= rows.first_start_ns < counting.counted_end_ns
+        for rows, unit in booked:
             amounts = [(k, amount) for k, amount in enumerate(rows.sums) if amount]
-            if rows.cgroup_id == FOLDED_ID:
-                self.count(self.root, amounts)
-                self.root.counted_end_ns = max(self.root.counted_end_ns, rows.last_end_ns)
-                for unit in self.units.values():
-                    if unit.may_nest:
-                        for k, _ in amounts:
-                            unit.folded[k] = k not in self.own
-                continue
-            unit = self.root if rows.cgroup_id == ROOT_ID else self.units[rows.cgroup_id, rows.cgroup_path]
             self.count(unit, amounts)
-            unit.was_reset |= rows.was_reset
-            unit.last_end_ns = max(unit.last_end_ns, rows.last_end_ns)
             for counting in (unit, *unit.around):
                 counting.counted_end_ns = max(counting.counted_end_ns, rows.last_end_ns)
+            if rows.cgroup_id == FOLDED_ID:
+                for other in self.units.values():
+                    if other.may_nest:
+                        for k, _ in amounts:
+                            other.folded[k] = k not in self.own
+            else:
+                unit.was_reset |= rows.was_reset
+                unit.last_end_ns = max(unit.last_end_ns, rows.last_end_ns)
+
+    def _unit_of(self, rows: Booked) -> _Unit:
+        """Folded rows may be of any unit that has ended: all that is known is that they were on this host."""
+        if rows.cgroup_id in (ROOT_ID, FOLDED_ID):
+            return self.root
+        return self.units[rows.cgroup_id, rows.cgroup_path]
 
 
 class _Settling:
@@ -275,9 +285,9 @@ def _settle(
     """
     opening = settling.opening
     amounts = []
-    # Rows tell twice what an older copy of the spool repeats: the opening lies before them, or, where the clock was set back
-    # between the copy and its return, the CPU counter does, which never falls otherwise.
-    repeats = opening.start_ns < unit.counted_end_ns
+    # Rows tell twice what an older copy of the spool repeats: they overlap, or this opening lies before them, or, where the
+    # clock was set back between the copy and its return, the CPU counter does, which never falls otherwise.
+    unit.repeated |= opening.start_ns < unit.counted_end_ns
     for k, counter in enumerate(opening.counters):
         mark = unit.marks[k]
         if not opening.known & BITS[k]:
@@ -295,8 +305,8 @@ def _settle(
             unit.marks[k] = ahead
             continue
         amount = ahead - mark
-        repeats |= k == _CPU and amount + unit.inside[k] < 0
-        doubt = _doubt(unit, k, amount, repeats) if amount else None
+        unit.repeated |= k == _CPU and amount + unit.inside[k] < 0
+        doubt = _doubt(unit, k, amount) if amount else None
         if doubt is not None:
             settling.doubt(k, doubt)
             mark = ahead
@@ -305,16 +315,19 @@ def _settle(
             amounts.append((k, amount))
         unit.marks[k] = mark
     boot.count(unit, amounts, recovered=True)
+    if unit.repeated:
+        for outer in unit.around:
+            outer.repeated = True
     unit.opened = True
     unit.clear_doubts()
 
 
-def _doubt(unit: _Unit, k: int, amount: int, repeats: bool) -> Doubt | None:
+def _doubt(unit: _Unit, k: int, amount: int) -> Doubt | None:
     if unit.was_reset:
         return Doubt.RESET
     if unit.folded[k]:
         return Doubt.FOLDED
-    if k in _IO and amount + unit.inside[k] < 0 and not repeats:
+    if k in _IO and amount + unit.inside[k] < 0 and not unit.repeated:
         return Doubt.DEVICE_GONE
     return None
 

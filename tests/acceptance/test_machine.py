@@ -78,6 +78,12 @@ def test_files_and_directories_go_in_and_come_out_as_they_are(machine: Machine, 
     assert machine.run("/opt/a/copy/run.sh").output == "ran\n"
     back = machine.get("/opt/a/copy", tmp_path / "back")
     assert (back / "below/bytes").read_bytes() == (tree / "below/bytes").read_bytes()
+    machine.run(
+        "systemd-run --quiet sh -c 'seq 100000000 >/opt/grows'; until [ -s /opt/grows ]; do sleep 0.1; done"
+    )
+    while_written = machine.get("/opt/grows", tmp_path / "back").read_bytes()
+    assert b"1\n2\n3\n".startswith(while_written[:6])
+    assert len(while_written) > 6
     with pytest.raises(CommandFailed, match="/nowhere"):
         machine.get("/nowhere", tmp_path)
     assert machine.run("echo still there").output == "still there\n"

@@ -9,6 +9,7 @@ import pytest
 
 from collector.handoff.log import Kind as Written
 from ledger.errors import LedgerError
+from ledger.ledger import Ledger
 from ledger.store.client import StoreTrouble
 from tests.ledger.site import DAY, HOUR, T0, Chain, Place, agent, batch, failing, insert
 from tests.ledger.tampering import rewrite
@@ -47,6 +48,12 @@ def billed(place: Place, name: str) -> dict[tuple[str, str, str], int]:
 
 def kinds(answer: dict[str, Any]) -> list[str]:
     return [blocker["kind"] for blocker in answer["blockers"]]
+
+
+def unaccounted(ledger: Ledger) -> list[tuple[str, str]]:
+    """What a reconciliation says nobody will bring by itself."""
+    found = ledger.reconcile()["findings"]
+    return [(f["kind"], f["text"]) for f in found if f["kind"] in ("missing", "rejected")]
 
 
 def test_a_complete_day_is_closed_once_and_in_order(place: Place) -> None:
@@ -91,14 +98,20 @@ def test_what_is_missing_parked_rejected_or_in_conflict_blocks_until_it_is_waive
     booked(place, twin)
     ledger = place.ledger
     assert kinds(ledger.close_period(DAYS[0], WHO)) == ["missing", "rejected", "conflict"]
+    stream = f"agent {agent(1)}, epoch 1"
+    missing = "missing", f"{stream}: batches 2 to 2 have not arrived"
+    rejected = "rejected", f"{stream}: batch 3 was rejected (REASON_IMPLAUSIBLE x)"
+    assert unaccounted(ledger) == [missing, rejected]
     place.write(batches[1], kind=Written.PARKED, note=b"acme 1 2")
     place.book()
     answer = ledger.close_period(DAYS[0], WHO)
     assert kinds(answer) == ["parked", "rejected", "conflict"]
     assert ledger.status()["blockers"] == 3
+    assert unaccounted(ledger) == [rejected], "what is parked is on its way"
     for blocker in answer["blockers"]:
         assert not ledger.close_period(DAYS[0], WHO)["closed"]
         ledger.waive(DAYS[0], blocker["id"], "known", WHO)
+    assert unaccounted(ledger) == []
     assert place.forget().close_period(DAYS[0], WHO)["closed"]
     assert billed(place, DAYS[0]) == {("usage", DAYS[0], "acme"): 100 + 103}
     with pytest.raises(LedgerError, match="is closed"):

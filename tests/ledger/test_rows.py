@@ -298,7 +298,8 @@ def test_what_a_collector_takes_in_can_be_booked(what: pb.UsageBatch) -> None:
     one = arrival(what)
     checked = Validator(Bounds()).check(one.body, one.agent_id, one.epoch, one.seq, None, T0 + 20)
     if checked.refusal is None:
-        encode(one, read(one))
+        assert read(one) == what
+        assert encode(one, what)
 
 
 def test_what_a_collector_lets_be_absent_is_booked() -> None:
