@@ -23,8 +23,8 @@ TABLES = ("batches", "progress", "usage_hours")
 """Amid whose writing every second kill comes; the others come at any time."""
 PATIENCE_SECONDS = 20.0
 """For a moment to aim at: on a machine with other work a start alone takes several."""
-TENANTS = {"acme": {"rate": 40, "burst": 62}}
-"""One tenant parks and is released, so that batches come to the books late."""
+TENANTS = {"acme": {"rate": 4, "burst": 62}}
+"""One tenant parks most of what it sends and is released in the end, so that batches come to the books late."""
 FOREVER_NS = 1 << 62
 INTERVAL_NS = 10 * 10**9
 """So that the batches lie in some hours, of which most are added up before the last of them has come."""
