@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,88 +186,97 @@ def _booked(site: Site, log: Path) -> Booked:
     return Booked(batches, used, hops["intervals_compared"], hops["ok"] and not answer["more"])
 
 
+class Delivered:
+    """What the collector's log has of it all."""
+
+    def __init__(self, log: Path) -> None:
+        self.tenants: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        """Rows, and their CPU time in ns."""
+        self.cpu_usage_ns: dict[int, int] = defaultdict(int)
+        """By cgroup."""
+        self.ends: dict[int, int] = defaultdict(int)
+        """Last rows by cgroup."""
+        self.units: set[tuple[str, int]] = set()
+        self.batches = 0
+        self.host_kernel_ns = self.deficit_ns = 0
+        """The host's own counter, and what of it units are ahead."""
+        for record in scan(log):
+            if isinstance(record, Record) and record.kind in HANDED_ON:
+                self._add(pb.UsageBatch.FromString(record.body))
+
+    def _add(self, batch: pb.UsageBatch) -> None:
+        self.batches += 1
+        rows = self.tenants[batch.tenant]
+        rows[0] += len(batch.containers.cgroup_id)
+        rows[1] += sum(batch.cpu_usage_ns)
+        if batch.HasField("host_totals"):
+            self.host_kernel_ns += batch.host_totals.cpu_usage_ns
+            self.deficit_ns = batch.host_totals.cpu_deficit_ns
+        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+            self.cpu_usage_ns[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
+            self.ends[cgroup_id] += bool(batch.row_flags[row] & pb.ROW_FLAG_FINAL)
+            if batch.containers.kind[row] != pb.UNIT_KIND_HOST:
+                self.units.add((batch.boot_id, cgroup_id))
+
+
+class Line(NamedTuple):
+    """CPU time of the same thing at three places, in ns."""
+
+    name: str
+    kernel: int
+    delivered: int
+    booked: int
+
+
 def _result(
     log: Path, kernel: dict[int, tuple[str, int]], short_ns: dict[int, int], made: int, booked: Booked
 ) -> dict[str, Any]:
     """What the log and the ledger have against what the kernel said."""
-    tenants: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    delivered: dict[int, int] = defaultdict(int)
-    last_rows: dict[int, int] = defaultdict(int)
-    units: set[tuple[str, int]] = set()
-    batches = host_kernel = host_rows = 0
-    deficit = 0
-    for record in scan(log):
-        if not isinstance(record, Record) or record.kind not in HANDED_ON:
-            continue
-        batch = pb.UsageBatch.FromString(record.body)
-        batches += 1
-        rows = tenants[batch.tenant]
-        rows[0] += len(batch.containers.cgroup_id)
-        rows[1] += sum(batch.cpu_usage_ns)
-        if batch.HasField("host_totals"):
-            host_kernel += batch.host_totals.cpu_usage_ns
-            deficit = batch.host_totals.cpu_deficit_ns
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
-            used = batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
-            delivered[cgroup_id] += used
-            host_rows += used
-            last_rows[cgroup_id] += bool(batch.row_flags[row] & pb.ROW_FLAG_FINAL)
-            if batch.containers.kind[row] != pb.UNIT_KIND_HOST:
-                units.add((batch.boot_id, cgroup_id))
-    verdict = verify(log)
-    kernel_ns = sum(ns for _, ns in kernel.values()) + sum(short_ns.values())
-    delivered_ns = sum(delivered[cgroup_id] for cgroup_id in (*kernel, *short_ns))
-    short_exact = sum(delivered[i] == ns and last_rows[i] == 1 for i, ns in short_ns.items())
-    booked_ns = sum(booked.cpu_usage_ns[cgroup_id] for cgroup_id in (*kernel, *short_ns))
-    host_booked = sum(booked.cpu_usage_ns.values())
-    if not kernel:
-        kernel_ns, delivered_ns, booked_ns = host_kernel + deficit, host_rows, host_booked
-    lost = made - batches + len(verdict.missing)
+    delivered, verdict = Delivered(log), verify(log)
+    short_exact = sum(
+        delivered.cpu_usage_ns[i] == ns and delivered.ends[i] == 1 for i, ns in short_ns.items()
+    )
+
+    def line(name: str, kernel_ns: int, cgroup_ids: Collection[int]) -> Line:
+        have = (delivered.cpu_usage_ns, booked.cpu_usage_ns)
+        return Line(name, kernel_ns, *(sum(of[i] for i in cgroup_ids) for of in have))
+
+    lines = [line(name, ns, [cgroup_id]) for cgroup_id, (name, ns) in sorted(kernel.items())]
+    if short_ns:
+        words = f"{len(short_ns)} short ones, {short_exact} of them exact"
+        lines.append(line(words, sum(short_ns.values()), short_ns))
+    host_ns = delivered.host_kernel_ns + delivered.deficit_ns
+    host = line("whole host (sum of all rows)", host_ns, delivered.cpu_usage_ns)
+    ours = line("ours", sum(each.kernel for each in lines), [*kernel, *short_ns]) if kernel else host
+    lost = made - delivered.batches + len(verdict.missing)
     return {
-        "tenants": dict(tenants),
-        "lines": [
-            *(
-                (name, ns, delivered[cgroup_id], booked.cpu_usage_ns[cgroup_id])
-                for cgroup_id, (name, ns) in sorted(kernel.items())
-            ),
-            *(
-                [
-                    (
-                        f"{len(short_ns)} short ones, {short_exact} of them exact",
-                        sum(short_ns.values()),
-                        sum(delivered[i] for i in short_ns),
-                        sum(booked.cpu_usage_ns[i] for i in short_ns),
-                    )
-                ]
-                if short_ns
-                else []
-            ),
-            ("whole host (sum of all rows)", host_kernel + deficit, host_rows, host_booked),
-        ],
-        "deficit": deficit,
+        "tenants": dict(delivered.tenants),
+        "lines": [*lines, host],
+        "deficit": delivered.deficit_ns,
         "exact": short_exact == len(short_ns)
         and verdict.sound
         and lost == 0
-        and kernel_ns == delivered_ns == booked_ns
-        and batches == booked.batches > 0
+        and ours.kernel == ours.delivered == ours.booked
+        and host.delivered == host.booked == sum(booked.cpu_usage_ns.values())
+        and delivered.batches == booked.batches > 0
         and booked.sound,
         "summary": {
-            "containers": len(units),
-            "tenants": len(tenants),
-            "batches": batches,
+            "containers": len(delivered.units),
+            "tenants": len(delivered.tenants),
+            "batches": delivered.batches,
             "rows": verdict.rows,
-            "cpu_usage_ns_kernel": kernel_ns,
-            "cpu_usage_ns_delivered": delivered_ns,
-            "cpu_usage_ns_ledger": booked_ns,
+            "cpu_usage_ns_kernel": ours.kernel,
+            "cpu_usage_ns_delivered": ours.delivered,
+            "cpu_usage_ns_ledger": ours.booked,
             "batches_booked": booked.batches,
             "intervals_compared": booked.intervals,
             "lost": lost,
             "duplicated": len(verdict.duplicates),
             "short_containers": len(short_ns),
             "short_containers_exact": short_exact,
-            "host_cpu_usage_ns_kernel": host_kernel + deficit,
-            "host_cpu_usage_ns_delivered": host_rows,
-            "host_cpu_usage_ns_ledger": host_booked,
+            "host_cpu_usage_ns_kernel": host.kernel,
+            "host_cpu_usage_ns_delivered": host.delivered,
+            "host_cpu_usage_ns_ledger": host.booked,
         },
     }
 
@@ -277,8 +287,10 @@ def _print(result: dict[str, Any]) -> None:
     for tenant, (rows, ns) in sorted(result["tenants"].items()):
         print(f"{tenant:24} {rows:8} {ns / 1e9:14.6f}")
     print(f"\n{'CONTAINER':50} {'KERNEL ns':>13} {'DELIVERED ns':>13} {'LEDGER ns':>13} {'DIFFERENCE':>10}")
-    for name, kernel, delivered, booked in result["lines"]:
-        print(f"{name:50} {kernel:13} {delivered:13} {booked:13} {booked - kernel:10}")
+    for line in result["lines"]:
+        print(
+            f"{line.name:50} {line.kernel:13} {line.delivered:13} {line.booked:13} {line.booked - line.kernel:10}"
+        )
     if result["deficit"]:
         print(
             f"  of the host's {result['deficit']} ns were counted in units before the root; they are taken off its next rows"
