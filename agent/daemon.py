@@ -34,6 +34,7 @@ from agent.tally import Tally
 from wire.daemon import journal
 from wire.daemon.control import ControlSocket
 from wire.daemon.local_port import LocalPort, new_registry
+from wire.daemon.reload import Reload
 from wire.daemon.settings import SettingsError
 from wire.daemon.systemd import Supervision
 from wire.statuses import Meter
@@ -54,6 +55,8 @@ START_BASE_SECONDS, START_CAP_SECONDS = 1.0, 30.0
 READ_ONLY_PATIENCE_SECONDS = 60.0
 """A service sees the mounts of its start: one that was read-only then stays so for it, whoever mounts it anew."""
 
+RESTART_KEYS = ("state_dir", "run_dir", "read", "spool", "ship", "local_port")
+
 log = journal.Journal("agent.daemon")
 
 
@@ -69,8 +72,8 @@ class Daemon:
         self._started = time.time()
         self._metering_since: float | None = None
         """Monotonic; None while the spool's disk keeps metering from beginning."""
-        self._reload_error = ""
         self._supervision = Supervision(self._stuck, self._headline)
+        self._reload = Reload(settings, RESTART_KEYS, self._supervision.report)
 
     async def run(self) -> None:
         settings = self._settings
@@ -95,7 +98,7 @@ class Daemon:
             )
             registry = new_registry()
             self._metrics = AgentMetrics(
-                self._loop, self._spool, self._shipper, lambda: self._identity, settings.metrics
+                self._loop, self._spool, self._shipper, lambda: self._identity, self._reload, settings.metrics
             )
             registry.register(self._metrics)
             where = settings.local_port
@@ -224,23 +227,12 @@ class Daemon:
             fresh = read(self._file)
             catalogue = _catalogue(fresh)
         except (SettingsError, AgentError) as error:
-            self._reload_error = self._metrics.reload_failed = str(error)
-            log.error("reload_failed", error=str(error))
-            self._supervision.report()
-            return {"error": str(error)}
-        self._reload_error = self._metrics.reload_failed = ""
-        old, self._settings = self._settings, fresh
+            return self._reload.failed(error)
+        self._settings = fresh
         self._metrics.settings = fresh.metrics
         journal.configure(fresh.journal_level)
         await self._metering(lambda: self._loop.reconfigure(fresh, catalogue))
-        restart = [
-            name
-            for name in ("state_dir", "run_dir", "read", "spool", "ship", "local_port")
-            if getattr(old, name) != getattr(fresh, name)
-        ]
-        log.info("reloaded", needs_restart=restart)
-        self._supervision.report()
-        return {"needs_restart": restart}
+        return self._reload.done(fresh)
 
     def _stuck(self) -> dict[str, str]:
         """What only a restart can mend. Not by the wall clock, which may be set under way."""
@@ -281,8 +273,8 @@ class Daemon:
             reasons["certificate_expired"] = (
                 f"{Meter.NOT_AUTHORISED}: enrol again with a join token; nothing is lost meanwhile"
             )
-        if self._reload_error:
-            reasons["reload_failed"] = self._reload_error
+        if self._reload.error:
+            reasons["reload_failed"] = self._reload.error
         return reasons
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from agent.ship.shipper import Shipper
 from agent.ship.spool import Spool
 from agent.ship.spool_file import SpoolError
 from agent.tally import TOTALS
+from wire.daemon.reload import Reload
 from wire.measures import BIT
 from wire.statuses import REJECTIONS, label
 
@@ -35,11 +36,12 @@ class AgentMetrics(Collector):
         spool: Spool,
         shipper: Shipper,
         identity: Callable[[], Identity],
+        reload: Reload,
         settings: Metrics,
     ) -> None:
         self.settings = settings
-        self.reload_failed = ""
-        self._loop, self._spool, self._shipper, self._identity = loop, spool, shipper, identity
+        self._loop, self._spool, self._shipper = loop, spool, shipper
+        self._identity, self._reload = identity, reload
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -98,7 +100,7 @@ class AgentMetrics(Collector):
             ),
             ("connected", "1 if a collector has welcomed this agent.", shipper.connected_since is not None),
             ("in_flight_batches", "Batches sent and not answered.", shipper.in_flight),
-            ("reload_failed", "1 if the last reload kept the old settings.", bool(self.reload_failed)),
+            ("reload_failed", "1 if the last reload kept the old settings.", bool(self._reload.error)),
         ):
             yield GaugeMetricFamily(P + name, text, float(value))
         identity = self._identity()

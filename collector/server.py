@@ -40,6 +40,7 @@ from wire.daemon.control import ControlSocket
 from wire.daemon.disk import wait_for_disk
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
+from wire.daemon.reload import Reload
 from wire.daemon.settings import SettingsError
 from wire.daemon.systemd import Supervision
 
@@ -56,6 +57,8 @@ LOG_STUCK_SECONDS = 120.0
 READING_LOG = "reading the log"
 OVERRIDES_FILE = "plans.json"
 ENDPOINTS_FILE = "endpoints.json"
+
+RESTART_KEYS = ("state_dir", "tls", "log", "connections", "shared", "handoff", "webhook", "local_port")
 
 log = journal.Journal("collector.server")
 
@@ -83,11 +86,11 @@ class Server:
         self._stop = asyncio.Event()
         self._asked_to_reload = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._reload_error = ""
         self._beat = time.monotonic()
         self._starting = READING_LOG
         """What a start is at; empty when it is done."""
         self._supervision = Supervision(self._stuck, self._headline)
+        self._reload = Reload(settings, RESTART_KEYS, self._supervision.report)
 
     async def run(self) -> None:
         settings = self._settings
@@ -236,7 +239,7 @@ class Server:
         yield from gauges.of_kafka(self._publisher, self._receipts)
         yield from gauges.of_webhook(self._webhook, self._pipeline.notices)
         yield from gauges.of_certificates(self._settings)
-        yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
+        yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload.error))
 
     def _queues(self) -> list[View]:
         return self._admission.views(time.monotonic_ns())
@@ -273,8 +276,8 @@ class Server:
             reasons["kafka_unavailable"] = f"METER-001: {self._receipts.trouble}"
         if self._pressure.high:
             reasons["memory_short"] = self._pressure.trouble
-        if self._reload_error:
-            reasons["reload_failed"] = self._reload_error
+        if self._reload.error:
+            reasons["reload_failed"] = self._reload.error
         return reasons
 
     def _headline(self) -> str:
@@ -359,18 +362,14 @@ class Server:
         changes nothing. One at a time, whoever asks.
         """
         async with self._reloading:
-            return await self._reload()
+            return await self._take_up()
 
-    async def _reload(self) -> dict[str, Any]:
+    async def _take_up(self) -> dict[str, Any]:
         try:
             fresh = read(self._file)
             await self._listeners.replace(fresh)
         except (SettingsError, CollectorError) as error:
-            self._reload_error = str(error)
-            log.error("reload_failed", error=str(error))
-            self._supervision.report()
-            return {"error": str(error)}
-        self._reload_error = ""
+            return self._reload.failed(error)
         old, self._settings = self._settings, fresh
         if old.listen != fresh.listen:
             try:
@@ -383,23 +382,7 @@ class Server:
         self._plans.settings = fresh.admission
         self._admission.reconsider(time.monotonic_ns())
         journal.configure(fresh.journal_level)
-        restart = [
-            name
-            for name in (
-                "state_dir",
-                "tls",
-                "log",
-                "connections",
-                "shared",
-                "handoff",
-                "webhook",
-                "local_port",
-            )
-            if getattr(old, name) != getattr(fresh, name)
-        ]
-        log.info("reloaded", needs_restart=restart)
-        self._supervision.report()
-        return {"needs_restart": restart}
+        return self._reload.done(fresh)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command = request.get("command")

@@ -24,6 +24,7 @@ from wire.daemon.control import MAX_REQUEST_BYTES, ControlSocket
 from wire.daemon.disk import wait_for_disk
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry
+from wire.daemon.reload import Reload
 from wire.daemon.settings import SettingsError
 from wire.daemon.systemd import Supervision
 
@@ -53,7 +54,6 @@ class Server:
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._asked_to_reload = asyncio.Event()
-        self._reload_error = ""
         self._beat = time.monotonic()
         self._starting = OPENING
         """What keeps a start from opening the ledger; empty when its thread is at it."""
@@ -61,6 +61,7 @@ class Server:
         self._worker = Worker(settings, open_books, lambda: _tell(loop, self._news))
         self._last_status: dict[str, Any] = {}
         self._supervision = Supervision(self._stuck, self._headline)
+        self._reload = Reload(settings, RESTART_KEYS, self._supervision.report)
 
     async def run(self) -> None:
         settings = self._settings
@@ -143,7 +144,7 @@ class Server:
         return LocalPort(where.address, where.port, registry, self._stuck, self._unready)
 
     def _gauges(self) -> Iterator[Gauge]:
-        yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload_error))
+        yield "reload_failed", "1 if the last reload kept the old settings.", float(bool(self._reload.error))
         busy = self._worker.busy
         seconds = 0.0 if busy is None else time.monotonic() - busy[1]
         yield "busy_seconds", "How long it has been at one command, roll-up or start.", seconds
@@ -171,8 +172,8 @@ class Server:
 
     def _unready(self) -> dict[str, str]:
         reasons = {"opening": self._starting} if self._starting else self._worker.trouble
-        if self._reload_error:
-            reasons["reload_failed"] = self._reload_error
+        if self._reload.error:
+            reasons["reload_failed"] = self._reload.error
         return reasons
 
     def _headline(self) -> str:
@@ -249,18 +250,10 @@ class Server:
         try:
             fresh = read(self._file)
         except SettingsError as error:
-            self._reload_error = str(error)
-            log.error("reload_failed", error=str(error))
-            self._supervision.report()
-            return {"error": str(error)}
-        self._reload_error = ""
-        # Against those of the start: what needed a restart once needs it until there is one.
-        restart = [key for key in RESTART_KEYS if _of(self._settings, key) != _of(fresh, key)]
+            return self._reload.failed(error)
         self._worker.settings = fresh
         journal.configure(fresh.journal_level)
-        log.info("reloaded", needs_restart=restart)
-        self._supervision.report()
-        return {"needs_restart": restart}
+        return self._reload.done(fresh)
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         command, uid = request.get("command"), int(request["peer_uid"])
@@ -285,9 +278,3 @@ def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     """From another thread. A loop that is closed has nobody left to tell."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
-
-
-def _of(settings: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        settings = getattr(settings, key)
-    return settings

@@ -395,7 +395,7 @@ def test_reload_waits_for_the_answer_and_fails_on_a_bad_file_that_changes_nothin
     assert "weighbridge_agent_reload_failed 1.0" in fetch(running, "/metrics")[1]
     assert "reload_failed" in json.loads(fetch(running, "/readyz")[1])["reasons"]
     running.agent_file.write_text(settings)
-    assert running.command("agent", "reload").stdout == "reloaded; only a restart takes up: ship\n"
+    assert running.command("agent", "reload").stdout == "reloaded\n", "it is as at the start"
     assert "weighbridge_agent_reload_failed 0.0" in fetch(running, "/metrics")[1]
 
 

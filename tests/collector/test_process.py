@@ -172,7 +172,8 @@ def test_reload_answers_what_came_of_it(site: Site) -> None:
     assert site.command("collector", "reload").stdout == "reloaded\n"
     good = site.collector_file.read_text()
     site.collector_file.write_text(good.replace("min_free: 1MiB", "min_free: 2MiB"))
-    assert site.command("collector", "reload").stdout == "reloaded; only a restart takes up: log\n"
+    for _ in range(2):  # it still does
+        assert site.command("collector", "reload").stdout == "reloaded; only a restart takes up: log\n"
     site.collector_file.write_text(good + "nonsense: 1\n")
     with pytest.raises(ControlError, match="nonsense: unknown key"):
         site.ask("collector", "reload")
