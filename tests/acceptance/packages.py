@@ -6,11 +6,12 @@ seconds, so that step of its scripts is done with what this host has compiled, i
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ GUEST_PYTHON = "3.11"
 SOURCES = (
     "agent",
     "collector",
+    "ledger",
     "wire",
     "packaging",
     "systemd",
@@ -53,15 +55,22 @@ esac
 
 @contextmanager
 def packages(kind: str) -> Iterator[Path]:
-    """A directory with `1/*.deb` and `2/*.deb`, or .rpm."""
+    """A directory with agent and collector, `1/*.deb` and `2/*.deb`, or .rpm."""
     with Cache().entry(f"packages_{kind}", _key(), lambda to: _build(kind, to)) as directory:
         yield directory
 
 
 @contextmanager
-def compiled() -> Iterator[Path]:
+def ledger_package(kind: str) -> Iterator[Path]:
+    """A directory with `1/*.deb`, or .rpm, and of a .deb `2/*.deb`, which differs in nothing but its revision."""
+    with Cache().entry(f"ledger_{kind}", _key(), lambda to: _build_ledger(kind, to)) as directory:
+        yield directory
+
+
+@contextmanager
+def compiled(parts: Sequence[str] = LIGHT) -> Iterator[Path]:
     """A directory with the `compiler` that stands in for Python, and what it deals out."""
-    with Cache().entry("compiled", _key(), _compile) as directory:
+    with Cache().entry(f"compiled_{'_'.join(parts)}", _key(), lambda to: _compile(parts, to)) as directory:
         yield directory
 
 
@@ -71,6 +80,14 @@ def put_packages(machine: Machine, kind: str = "deb") -> None:
         machine.put(directory, IN_MACHINE)
     with compiled() as directory:
         machine.put(directory, f"{IN_MACHINE}/compiled")
+
+
+def put_ledger(machine: Machine, kind: str = "deb") -> None:
+    """Beside what `put_packages` has put there: `ledger/1/`, of a .deb `ledger/2/`, and `compiled/ledger/`."""
+    with ledger_package(kind) as directory:
+        machine.put(directory, f"{IN_MACHINE}/ledger")
+    with compiled(["ledger"]) as directory:
+        machine.put(directory / "ledger", f"{IN_MACHINE}/compiled/ledger")
 
 
 def manage(machine: Machine, command: str, seconds: int = 300) -> str:
@@ -104,12 +121,29 @@ def _build(kind: str, directory: Path) -> None:
         build(directory / revision, *parts, "--format", kind, "--revision", revision)
 
 
-def _compile(directory: Path) -> None:
+def _build_ledger(kind: str, directory: Path) -> None:
+    build(directory / OLD, "--part", "ledger", "--format", kind, "--revision", OLD)
+    if kind == "rpm":
+        return
+    (old,) = (directory / OLD).iterdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch, "tree")
+        build_step(["dpkg-deb", "--raw-extract", old, tree])
+        control = tree / "DEBIAN/control"
+        version = re.compile(rf"^(Version: .*-){OLD}$", re.MULTILINE)
+        control.write_text(version.sub(rf"\g<1>{NEW}", control.read_text()))
+        (directory / NEW).mkdir()
+        new = directory / NEW / old.name.replace(f"-{OLD}_", f"-{NEW}_")
+        build_step(["dpkg-deb", "-Zzstd", "-z1", "--build", tree, new])
+
+
+def _compile(parts: Sequence[str], directory: Path) -> None:
     compiler = directory / "compiler"
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
-    with packages("deb") as built, tempfile.TemporaryDirectory() as scratch:
-        for part in LIGHT:
+    source_of = packages if tuple(parts) == LIGHT else ledger_package
+    with source_of("deb") as built, tempfile.TemporaryDirectory() as scratch:
+        for part in parts:
             (deb,) = (built / NEW).glob(f"weighbridge-{part}_*.deb")
             unpacked, cache = Path(scratch, part), Path(scratch, f"{part}.cache")
             subprocess.run(["dpkg-deb", "-x", deb, unpacked], check=True)

@@ -32,7 +32,7 @@ print(page.read().decode())
 
 
 class Weighbridge:
-    """Agent and collector of this checkout in one machine."""
+    """Agent and collector of this checkout in one machine, and whatever else."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -53,7 +53,7 @@ class Weighbridge:
             self.machine.put(file, f"/etc/weighbridge/{part}.d/test.yaml")
 
     def command(self, part: str, words: str) -> str:
-        """One command of `agent` or `collector`, as root gives it."""
+        """One command of `agent`, `collector` or `ledger`, as root gives it."""
         return self.machine.run(f"weighbridge-{part} {words}", seconds=300).output
 
     def start(self) -> None:
@@ -75,7 +75,11 @@ class Weighbridge:
     def wait_ready(self, seconds: int = 300) -> None:
         """Until both are, and so the agent delivers to a collector that takes."""
         for port in (COLLECTOR_PORT, AGENT_PORT):
-            self.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -qx ok", seconds)
+            self.wait_page(port, seconds)
+
+    def wait_page(self, port: int, seconds: int) -> None:
+        """Until the daemon with this local port is ready."""
+        self.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -qx ok", seconds)
 
     def wait_intervals(self, count: int) -> None:
         """Until the agent has committed this many more intervals, by its own metrics."""

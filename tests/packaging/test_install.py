@@ -37,11 +37,10 @@ runuser -u weighbridge -- weighbridge-agent status --json >/mnt/status || true
 """
 
 
-def first_use() -> list[str]:
-    """The commands of the operator guide."""
-    section = (
-        (ROOT / "docs/operator-guide.md").read_text().partition("\n## Install\n")[2].partition("\n## ")[0]
-    )
+def first_use(heading: str = "Install") -> list[str]:
+    """The commands of a section of the operator guide."""
+    guide = (ROOT / "docs/operator-guide.md").read_text()
+    section = guide.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"^# (.+)$", section.partition("```console\n")[2].partition("```")[0], re.MULTILINE)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from tests.acceptance.machines.qemu import MachineError, Qemu
+from tests.acceptance.machines.qemu import FREIGHT_BYTES, MachineError, Qemu
 
 HEADER = struct.Struct(">cI")
 PIECE = 1 << 16
@@ -61,13 +61,15 @@ class Machine:
     def put(self, source: Path, target: str, *, seconds: int = 120) -> None:
         """A file, or a directory with all in it, to the absolute path `target`, owned by root."""
         to = PurePosixPath(target)
-        self._send(b"J", _json({"do": "put", "directory": str(to.parent)}), seconds)
-        writer = io.BufferedWriter(_TarPort(self, seconds), 1 << 20)
-        with tarfile.open(fileobj=writer, mode="w|", format=tarfile.GNU_FORMAT) as tar:
-            tar.add(source, arcname=to.name)
-        writer.flush()
-        self._send(b"E", b"", seconds)
-        self._end_of("put", f"{source} to {target}", seconds)
+        with self._qemu.freight.open("r+b") as disk:
+            with tarfile.open(fileobj=disk, mode="w", format=tarfile.GNU_FORMAT) as tar:
+                tar.add(source, arcname=to.name)
+            size = disk.tell()
+        if size > FREIGHT_BYTES:
+            raise MachineError(f"{source} has {size} bytes, and the disk that carries it {FREIGHT_BYTES}")
+        request = {"directory": str(to.parent), "bytes": size}
+        if self._request("put", request, seconds, {}) != 0:
+            raise CommandFailed(f"could not put {source} to {target}")
 
     def get(self, source: str, directory: Path, *, seconds: int = 120) -> Path:
         """A file or directory of the machine into `directory`; returns where it lies."""
@@ -104,10 +106,6 @@ class Machine:
         self._send(b"J", _json({"do": do, **request}), seconds)
         return self._answer(seconds, keep)
 
-    def _end_of(self, do: str, what: str, seconds: float) -> None:
-        if self._answer(seconds, {}) != 0:
-            raise CommandFailed(f"could not {do} {what}")
-
     def _answer(self, seconds: float, keep: dict[bytes, list[bytes]]) -> int:
         deadline = time.monotonic() + seconds + GRACE_SECONDS
         kept = 0
@@ -143,21 +141,6 @@ class Machine:
             self._qemu.port.sendall(HEADER.pack(kind, len(payload)) + payload)
         except OSError as error:
             raise MachineError(f"the guest takes nothing: {self._qemu.last_words()}") from error
-
-
-class _TarPort(io.RawIOBase):
-    """A stream whose writes become frames."""
-
-    def __init__(self, machine: Machine, seconds: float) -> None:
-        self._machine = machine
-        self._seconds = seconds
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._machine._send(b"D", bytes(data), self._seconds)
-        return len(data)
 
 
 def _json(request: dict[str, Any]) -> bytes:
