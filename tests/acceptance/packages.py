@@ -130,10 +130,10 @@ def _build_ledger(kind: str, directory: Path) -> None:
         tree = Path(scratch, "tree")
         build_step(["dpkg-deb", "--raw-extract", old, tree])
         control = tree / "DEBIAN/control"
-        version = re.compile(rf"^(Version: .*-){OLD}$", re.MULTILINE)
-        control.write_text(version.sub(rf"\g<1>{NEW}", control.read_text()))
+        revision = re.compile(rf"^(Version: .*-){OLD}\b", re.MULTILINE)
+        control.write_text(revision.sub(rf"\g<1>{NEW}", control.read_text()))
         (directory / NEW).mkdir()
-        new = directory / NEW / old.name.replace(f"-{OLD}_", f"-{NEW}_")
+        new = directory / NEW / old.name.replace(f"-{OLD}+", f"-{NEW}+")
         build_step(["dpkg-deb", "-Zzstd", "-z1", "--build", tree, new])
 
 
