@@ -6,23 +6,27 @@ distribution of rpm's own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from collector.log_commands import verify
+from tests.acceptance.books import booked_cpu_ns, wait_booked
 from tests.acceptance.conftest import NewMachine
 from tests.acceptance.delivered import Delivered
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.machines.snapshot import BACKPORTS
-from tests.acceptance.packages import NEW, OLD, manage
+from tests.acceptance.packages import NEW, OLD, manage, put_ledger
 from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import Weighbridge
 
 LIVES_A_CHANGE = 40
 NAMES = "weighbridge-agent weighbridge-collector"
+LEDGER = "weighbridge-ledger"
 SETTINGS = {"meter": {"interval": "2s", "memory_sample": "500ms"}, "owners": {"default": "globex"}}
 BURNER = "--unit=burner --property=CPUQuota=20% sh -c 'while :; do :; done'"
 
@@ -33,6 +37,8 @@ class Told:
 
     verified: str = ""
     versions: list[str] = field(default_factory=list)
+    booked_ns: int = 0
+    reconciled: dict[str, Any] = field(default_factory=dict)
     engine: str = ""
     short_lives: dict[int, int] = field(default_factory=dict)
     burner: Figures = field(default_factory=lambda: Figures(0))
@@ -68,10 +74,18 @@ def told(
         site.wait_intervals(2)
         told.burner = figures(machine, {"burner": "/system.slice/burner.service"})["burner"]
         told.short_lives = lives.used_ns
-        manage(machine, f"rpm --nodeps --erase {NAMES}")
+        machine.run("systemctl stop weighbridge-agent")
+        put_ledger(machine, "rpm")
+        manage(machine, f"rpm --nodeps --install ledger/{OLD}/*.rpm", 600)
+        told.verified += machine.run(f"rpm --verify --nodeps {LEDGER}", check=False, seconds=300).output
+        machine.run(f"systemctl start {LEDGER}", seconds=600)
+        wait_booked(site)
+        told.booked_ns = booked_cpu_ns(site, told.burner.cgroup_id)
+        told.reconciled = json.loads(site.command("ledger", "reconcile --json"))
+        manage(machine, f"rpm --nodeps --erase {NAMES} {LEDGER}")
         told.left = machine.run(
-            "ls -d /usr/lib/weighbridge /run/weighbridge/bpf/* /var/lib/weighbridge/* 2>/dev/null || :\n"
-            "systemctl list-units --all --no-legend 'weighbridge-[acp]*'; bpftool prog show | grep weighbridge || :"
+            "ls -d /usr/lib/weighbridge /run/weighbridge/bpf/* /var/lib/weighbridge/* /var/lib/weighbridge-ledger/lock 2>/dev/null || :\n"
+            "systemctl list-units --all --no-legend 'weighbridge-[aclpr]*'; bpftool prog show | grep weighbridge || :"
         ).output
         told.log = machine.get("/var/lib/weighbridge-collector/log", tmp_path_factory.mktemp("collector"))
         told.delivered = Delivered.of(told.log)
@@ -105,6 +119,13 @@ def test_a_workload_is_delivered_as_the_kernel_counted_it(told: Told) -> None:
     assert told.delivered.measured(told.burner.cgroup_id, "cpu_usage_ns") == cpu_ns > 0
 
 
+def test_the_ledger_books_all_of_it_once(told: Told) -> None:
+    cpu_ns = told.burner.keyed("cpu.stat", "usage_usec") * 1_000
+    assert told.booked_ns == cpu_ns
+    assert told.reconciled["ok"], told.reconciled
+    assert sum(hop["booked"] for hop in told.reconciled["hops"]) == len(told.delivered.batches)
+
+
 def test_nothing_is_lost_or_twice(told: Told) -> None:
     verdict = verify(told.log)
     assert verdict.sound, verdict
@@ -115,5 +136,6 @@ def test_nothing_is_lost_or_twice(told: Told) -> None:
 
 def test_an_erasure_keeps_the_state_and_nothing_else(told: Told) -> None:
     left = told.left.split()
-    assert {"/var/lib/weighbridge/spool.db", "/var/lib/weighbridge/identity.json"} <= set(left)
-    assert all(word.startswith("/var/lib/weighbridge/") for word in left)
+    ledger = "/var/lib/weighbridge-ledger/lock"
+    assert {"/var/lib/weighbridge/spool.db", "/var/lib/weighbridge/identity.json", ledger} <= set(left)
+    assert all(word == ledger or word.startswith("/var/lib/weighbridge/") for word in left)
