@@ -83,8 +83,9 @@ def told(
         told.booked_ns = booked_cpu_ns(site, told.burner.cgroup_id)
         told.reconciled = json.loads(site.command("ledger", "reconcile --json"))
         manage(machine, f"rpm --nodeps --erase {NAMES} {LEDGER}")
+        state = "/var/lib/weighbridge/* /var/lib/weighbridge-ledger/lock"
         told.left = machine.run(
-            "ls -d /usr/lib/weighbridge /run/weighbridge/bpf/* /var/lib/weighbridge/* /var/lib/weighbridge-ledger/lock 2>/dev/null || :\n"
+            f"ls -d /usr/lib/weighbridge /run/weighbridge/bpf/* {state} 2>/dev/null || :\n"
             "systemctl list-units --all --no-legend 'weighbridge-[aclpr]*'; bpftool prog show | grep weighbridge || :"
         ).output
         told.log = machine.get("/var/lib/weighbridge-collector/log", tmp_path_factory.mktemp("collector"))
