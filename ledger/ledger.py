@@ -2,7 +2,7 @@
 
 intake      source -> table `batches`, each batch once          intake.py, book/, consume/
 rollup      rows -> hours, whole and provable                   rollup/
-closing     what is complete -> periods, manifests              closing.py, periods/
+closing     what is complete -> periods, manifests              closing.py, manifests.py, periods/
 proof       does it add up, at every hop                        proof/
 """
 
@@ -19,6 +19,9 @@ from ledger.consume.arrival import Source
 from ledger.consume.log import LogSource
 from ledger.errors import LedgerError
 from ledger.intake import CHUNK_BYTES, Intake
+from ledger.manifests import Manifests
+from ledger.period_books import PeriodBooks
+from ledger.periods.bill import bill_lines
 from ledger.progress import Progress
 from ledger.proof.chain import booked_twice, broken_chains
 from ledger.proof.conservation import Conservation
@@ -59,7 +62,11 @@ class Ledger:
             self._held = held_back(self._store)
             self._completeness = Completeness(self._store, self._streams, self._held)
             self._hours = Hours(self._store)
-            self._closing = Closing(self._store, self._completeness, self._hours, settings.periods.length)
+            books = PeriodBooks(self._store)
+            self._manifests = Manifests(self._store, books, settings.periods.length)
+            self._closing = Closing(
+                self._store, self._completeness, self._hours, books, self._manifests, settings.periods.length
+            )
             self._tally = Tally()
             ((reconciled,),) = self._store.query(
                 "SELECT max(at_ns) FROM reconciliations WHERE differences = 0"
@@ -208,7 +215,7 @@ class Ledger:
         self._intake.finish()
         rollups = Rollups(self._store, self._hours.built)
         self._tally.conservation_difference_ns = rollups.difference_ns
-        manifests = self._closing.verify()
+        manifests = self._manifests.verify()
         findings = [
             *rollups.findings,
             *broken_chains(self._store),
@@ -251,11 +258,13 @@ class Ledger:
         return {"agent_id": agent_id, "retired_at_unix_ns": at_unix_ns}
 
     def manifest(self, name: str) -> Answer:
-        return self._closing.manifest(name)
+        """The document of a closed period and its digest."""
+        manifest = self._manifests.of(name)
+        return {"manifest": manifest.canonical().decode(), "digest": manifest.digest().hex()}
 
     def export(self, name: str) -> list[Answer]:
         """The bill's lines of a closed period."""
-        return self._closing.lines(name)
+        return bill_lines(self._manifests.of(name))
 
     def reread(self) -> None:
         """Read the source from its beginning. What is booked stays booked, once."""

@@ -52,7 +52,7 @@ def store(engine: Path, database: str) -> Iterator[Store]:
 def few_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements of two measures instead of 34: most of what a small one costs is to plan its columns. For tests that need
     many statements and are not about measures."""
-    for module in ("rollup.parts", "rollup.hours", "usage", "closing", "proof.rollups"):
+    for module in ("rollup.parts", "rollup.hours", "usage", "closing", "period_books", "proof.rollups"):
         monkeypatch.setattr(f"ledger.{module}.MEASURES", MEASURES[:2])
 
 
