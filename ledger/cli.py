@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     usage.add_argument("--csv", action="store_true", help="as CSV, all measures exactly")
     command("periods", _periods, "billing periods: open, closed, what keeps them open", json=True)
     of_period(command("close", _close, "close a period for ever, if it is complete", json=True))
-    waive = of_period(command("waive", _waive, "close a period in spite of this one blocker", json=True))
-    waive.add_argument("blocker", help="its id, as `close` prints it")
+    waive = of_period(command("waive", _waive, "close a period in spite of these blockers", json=True))
+    waive.add_argument("blockers", nargs="+", metavar="BLOCKER", help="its id, as `close` prints it")
     waive.add_argument(
         "--reason", required=True, metavar="TEXT", help="kept in the manifest, with who said so"
     )
@@ -215,7 +215,7 @@ def _close(args: argparse.Namespace) -> int:
             print(plain(f"{blocker['id']}  {blocker['sentence']}"))
         print(
             f"{plain(args.period)} is not complete and stays open. What will never come is waived:"
-            f" weighbridge-ledger waive {plain(args.period)} BLOCKER --reason TEXT"
+            f" weighbridge-ledger waive {plain(args.period)} BLOCKER... --reason TEXT"
         )
     else:
         print(tables.facts(answer))
@@ -223,7 +223,12 @@ def _close(args: argparse.Namespace) -> int:
 
 
 def _waive(args: argparse.Namespace) -> int:
-    return _done(args, _asked(args, "waive", period=args.period, blocker=args.blocker, reason=args.reason))
+    answer = _asked(args, "waive", period=args.period, blockers=args.blockers, reason=args.reason)
+    if args.json:
+        print(as_json(answer))
+    for blocker in () if args.json else answer["waived"]:
+        print(plain(f"waived: {blocker['id']}  {blocker['sentence']}"))
+    return 0
 
 
 def _retire(args: argparse.Namespace) -> int:

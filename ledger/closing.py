@@ -189,28 +189,36 @@ class Closing:
         log.info("period_closed", period=period.name, digest=manifest.digest().hex(), by=by)
         return {"closed": True, "period": period.name, "digest": manifest.digest().hex(), "by": by}
 
-    def waive(self, name: str, blocker_id: str, reason: str, by: str) -> Answer:
-        """Take a blocker of a period upon oneself. It has to stand, and the period to be open."""
+    def waive(self, name: str, blocker_ids: Sequence[str], reason: str, by: str) -> Answer:
+        """Take blockers of a period upon oneself, all or none. They have to stand, and the period to be open."""
         period = self._parse(name)
         if any(manifest.period == period.name for manifest in self._manifests.all()):
             raise LedgerError(f"{period.name} is closed: what comes now is an adjustment of the next period")
-        found = blockers(
+        standing = blockers(
             period, self._completeness.streams(), self._completeness.held(), self._completeness.retired()
         )
-        chosen = next((blocker for blocker in found if blocker.id == blocker_id), None)
-        if chosen is None:
+        found = {blocker.id: blocker for blocker in standing}
+        if strange := next((each for each in blocker_ids if each not in found), None):
             raise LedgerError(
-                f"{period.name} has no blocker {blocker_id!r}: `weighbridge-ledger periods` lists them"
+                f"{period.name} has no blocker {strange!r}: `weighbridge-ledger close {period.name}` lists them."
+                " Nothing is waived"
             )
+        chosen = [found[each] for each in dict.fromkeys(blocker_ids)]
         self._store.insert(
             "waivers",
             ("period", "blocker", "reason", "waived_by", "waived_at_ns"),
-            [(period.name, blocker_id, reason, by, now_ns())],
+            [(period.name, blocker.id, reason, by, now_ns()) for blocker in chosen],
         )
-        log.info(
-            "waived", period=period.name, blocker=blocker_id, sentence=chosen.sentence, reason=reason, by=by
-        )
-        return {"period": period.name, "blocker": _shown([chosen])[0], "reason": reason, "by": by}
+        for blocker in chosen:
+            log.info(
+                "waived",
+                period=period.name,
+                blocker=blocker.id,
+                sentence=blocker.sentence,
+                reason=reason,
+                by=by,
+            )
+        return {"period": period.name, "waived": _shown(chosen), "reason": reason, "by": by}
 
     def _manifest(
         self,

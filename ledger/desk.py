@@ -46,7 +46,7 @@ class Books(Protocol):
     ) -> list[Answer]: ...
     def periods(self) -> list[Answer]: ...
     def close_period(self, name: str, by: str) -> Answer: ...
-    def waive(self, period: str, blocker: str, reason: str, by: str) -> Answer: ...
+    def waive(self, period: str, blockers: list[str], reason: str, by: str) -> Answer: ...
     def retire(self, agent_id: str, at_unix_ns: int, reason: str, by: str) -> Answer: ...
     def manifest(self, name: str) -> Answer: ...
     def export(self, name: str) -> list[Answer]: ...
@@ -67,6 +67,12 @@ class Asked(NamedTuple):
                 f"{key}: a text of at most {MAX_TEXT_CHARACTERS} characters, and not an empty one"
             )
         return value
+
+    def names(self, key: str) -> list[str]:
+        values = self.request.get(key)
+        if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
+            raise LedgerError(f"{key}: a list of names, and not an empty one")
+        return values
 
     def instant(self, key: str) -> int:
         value = self.request.get(key)
@@ -110,7 +116,7 @@ COMMANDS: dict[str, Command] = {
     "periods": lambda books, _: {"periods": books.periods()},
     "close": lambda books, asked: books.close_period(asked.text("period"), asked.by),
     "waive": lambda books, asked: books.waive(
-        asked.text("period"), asked.text("blocker"), asked.text("reason"), asked.by
+        asked.text("period"), asked.names("blockers"), asked.text("reason"), asked.by
     ),
     "retire": _retire,
     "reconcile": lambda books, _: books.reconcile(),

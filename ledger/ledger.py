@@ -244,8 +244,8 @@ class Ledger:
         self._intake.finish()
         return self._closing.close(name, by, time.time_ns())
 
-    def waive(self, period: str, blocker: str, reason: str, by: str) -> Answer:
-        return self._closing.waive(period, blocker, reason, by)
+    def waive(self, period: str, blockers: list[str], reason: str, by: str) -> Answer:
+        return self._closing.waive(period, blockers, reason, by)
 
     def retire(self, agent_id: str, at_unix_ns: int, reason: str, by: str) -> Answer:
         """From then on nothing of this agent is waited for. What comes all the same is booked."""

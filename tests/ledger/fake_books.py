@@ -94,9 +94,9 @@ class FakeBooks:
         self.tally.period, self.tally.period_end_unix_ns = "", None
         return {"closed": True, "period": name, "by": by, "digest": "ab12"}
 
-    def waive(self, period: str, blocker: str, reason: str, by: str) -> dict[str, Any]:
-        self._called("waive", period, blocker, reason, by)
-        return {"waived": blocker}
+    def waive(self, period: str, blockers: list[str], reason: str, by: str) -> dict[str, Any]:
+        self._called("waive", period, blockers, reason, by)
+        return {"waived": [{"id": one, "sentence": f"{one} is not here"} for one in blockers]}
 
     def retire(self, agent_id: str, at_unix_ns: int, reason: str, by: str) -> dict[str, Any]:
         self._called("retire", agent_id, at_unix_ns, reason, by)

@@ -92,8 +92,9 @@ def test_without_a_daemon_status_tells_what_is_booked_and_that_nobody_goes_on(
 
 
 def test_what_a_person_decides_is_written_down_with_the_person(say: Say, books: list[FakeBooks]) -> None:
-    assert say("waive", "2026-10", "b1", "--reason", "host burnt").code == 0
-    assert books[0].calls[0] == ("waive", "2026-10", "b1", "host burnt", ME)
+    said = say("waive", "2026-10", "--reason", "host burnt", "b1", "b2")
+    assert (said.code, said.out) == (0, "waived: b1  b1 is not here\nwaived: b2  b2 is not here\n")
+    assert books[0].calls[0] == ("waive", "2026-10", ["b1", "b2"], "host burnt", ME)
     assert say("retire", "a-1", "--at", "2026-10-31", "--reason", "sold").code == 0
     assert books[1].calls[0] == ("retire", "a-1", unix_ns("2026-10-31T00:00:00Z"), "sold", ME)
     assert say("retire", "a-1").code == 2, "nobody is retired without a reason"
@@ -153,7 +154,7 @@ def test_a_period_that_is_not_complete_names_its_blockers_and_exits_with_one(
     )
     said = say("close", "2026-10")
     assert said.code == 1
-    assert "weighbridge-ledger waive 2026-10 BLOCKER" in said.out
+    assert "weighbridge-ledger waive 2026-10 BLOCKER..." in said.out
     assert f"b1  ac\\x1b[2Jme{'s' * 200}\n" in said.out, "whole: it names batches"
     assert "\x1b" not in said.out
     assert say("close", "2026-10", "--json").code == 1

@@ -108,14 +108,17 @@ def test_what_is_missing_parked_rejected_or_in_conflict_blocks_until_it_is_waive
     assert kinds(answer) == ["parked", "rejected", "conflict"]
     assert ledger.status()["blockers"] == 3
     assert unaccounted(ledger) == [rejected], "what is parked is on its way"
-    for blocker in answer["blockers"]:
+    first, *others = (blocker["id"] for blocker in answer["blockers"])
+    with pytest.raises(LedgerError, match="no blocker 'b1'.*Nothing is waived"):
+        ledger.waive(DAYS[0], [first, "b1"], "known", WHO)
+    for some in ([first], others):
         assert not ledger.close_period(DAYS[0], WHO)["closed"]
-        ledger.waive(DAYS[0], blocker["id"], "known", WHO)
+        ledger.waive(DAYS[0], some, "known", WHO)
     assert unaccounted(ledger) == []
     assert place.forget().close_period(DAYS[0], WHO)["closed"]
     assert billed(place, DAYS[0]) == {("usage", DAYS[0], "acme"): 100 + 103}
     with pytest.raises(LedgerError, match="is closed"):
-        place.ledger.waive(DAYS[0], answer["blockers"][0]["id"], "late", WHO)
+        place.ledger.waive(DAYS[0], [first], "late", WHO)
 
 
 def test_a_silent_agent_blocks_until_it_is_retired(place: Place) -> None:
@@ -135,7 +138,7 @@ def closed_without_one(place: Place) -> pb.UsageBatch:
     batches = of_days(2)
     booked(place, *batches[:1], *batches[2:])
     (blocker,) = place.ledger.close_period(DAYS[0], WHO)["blockers"]
-    place.ledger.waive(DAYS[0], blocker["id"], "lost", WHO)
+    place.ledger.waive(DAYS[0], [blocker["id"]], "lost", WHO)
     assert place.ledger.close_period(DAYS[0], WHO)["closed"]
     return batches[1]
 

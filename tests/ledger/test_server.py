@@ -138,9 +138,9 @@ async def test_one_thread_does_all_that_is_done_with_the_books(running: Start) -
 async def test_whoever_asks_is_who_decided(running: Start) -> None:
     one = running()
     books = await one.opened()
-    await one.ask("waive", period="2026-10", blocker="b1", reason="gone", by="somebody", peer_uid=12_345)
+    await one.ask("waive", period="2026-10", blockers=["b1"], reason="gone", by="somebody", peer_uid=12_345)
     me = pwd.getpwuid(os.getuid()).pw_name
-    assert ("waive", "2026-10", "b1", "gone", me) in books.calls
+    assert ("waive", "2026-10", ["b1"], "gone", me) in books.calls
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,8 @@ async def test_whoever_asks_is_who_decided(running: Start) -> None:
         ({"command": "usage", "start_unix_ns": 1, "end_unix_ns": 1 << 70}, "end_unix_ns: nanoseconds"),
         ({"command": "usage", "start_unix_ns": 1, "end_unix_ns": 5, "by": "name"}, "by: one of tenant"),
         ({"command": "usage", "start_unix_ns": 1, "end_unix_ns": 5, "tenant": {}}, "tenant: a text"),
-        ({"command": "waive", "period": "p", "blocker": "b", "reason": "  "}, "reason: a text"),
+        ({"command": "waive", "period": "p", "blockers": ["b"], "reason": "  "}, "reason: a text"),
+        ({"command": "waive", "period": "p", "blockers": [], "reason": "r"}, "blockers: a list of names"),
         ({"command": "close", "period": "p" * 2_000}, "period: a text of at most 1000"),
         ({"command": "close", "period": "1999-01"}, "no such period; `weighbridge-ledger periods`"),
     ],
