@@ -50,8 +50,11 @@ MAX_FAMILIAR_BYTES = 32 << 20
 """What is remembered of batches, over all agents: mostly their container tables."""
 _HOST_MEMORY_BOUND_BYTES = 1 << 50
 """No host has a pebibyte of memory."""
-_CPU_TOLERANCE_PERCENT, _CPU_SLACK_NS = 105, 2_000_000_000
-"""Counters are read one after another, and a held clock tick or a carried deficit lands in a later interval."""
+_CPU_TOLERANCE_PERCENT = 105
+"""Counters are read one after another, and a carried deficit lands in a later interval."""
+_CPU_LATE_NS = 10_000_000_000
+"""A virtual CPU that is kept from running accounts for what ran on it when it runs again: each CPU may be this much behind
+(docs/decisions/0035-cpus-account-late.md)."""
 _NS = 1_000_000_000
 
 
@@ -277,7 +280,7 @@ def _plausible(cpu_usage_ns: int, cpus: int, duration_ns: int) -> Refusal | None
     """A host cannot use more CPU time than it has CPUs."""
     if cpu_usage_ns > MAX_VALUE:
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"cpu_usage_ns: {cpu_usage_ns} is negative or impossible")
-    if cpu_usage_ns > cpus * duration_ns * _CPU_TOLERANCE_PERCENT // 100 + _CPU_SLACK_NS:
+    if cpu_usage_ns > cpus * (duration_ns * _CPU_TOLERANCE_PERCENT // 100 + _CPU_LATE_NS):
         return Refusal(
             Reason.REASON_IMPLAUSIBLE, f"cpu_usage_ns: {cpu_usage_ns} in {duration_ns} ns on {cpus} CPUs"
         )

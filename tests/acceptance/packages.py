@@ -125,7 +125,7 @@ def _build_ledger(kind: str, directory: Path) -> None:
     build(directory / OLD, "--part", "ledger", "--format", kind, "--revision", OLD)
     if kind == "rpm":
         return
-    (old,) = (directory / OLD).iterdir()
+    (old,) = (directory / OLD).glob("*.deb")
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch, "tree")
         build_step(["dpkg-deb", "--raw-extract", old, tree])

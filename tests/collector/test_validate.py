@@ -64,7 +64,7 @@ SPOILED: list[tuple[str, Callable[[pb.UsageBatch], object], Reason]] = [
     ("a kind that is none", lambda b: b.containers.kind.__setitem__(0, 99), Reason.REASON_OUT_OF_BOUNDS),
     ("a negative counter", lambda b: b.cpu_user_ns.__setitem__(1, 2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
     ("negative CPU time", lambda b: b.cpu_usage_ns.__setitem__(1, 2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
-    ("more CPU than there is", lambda b: b.cpu_usage_ns.__setitem__(0, 100 * SECOND_NS), Reason.REASON_IMPLAUSIBLE),
+    ("more CPU than there is", lambda b: b.cpu_usage_ns.__setitem__(0, 1_000 * SECOND_NS), Reason.REASON_IMPLAUSIBLE),
     ("more memory than exists", lambda b: b.memory_byte_seconds.__setitem__(0, 2**60), Reason.REASON_IMPLAUSIBLE),
     ("a terminal escape in a name", lambda b: b.containers.name.__setitem__(0, "\x1b[2J"), Reason.REASON_OUT_OF_BOUNDS),
     ("a newline in a path", lambda b: b.containers.cgroup_path.__setitem__(2, "/a\nb"), Reason.REASON_OUT_OF_BOUNDS),
@@ -83,6 +83,16 @@ SPOILED: list[tuple[str, Callable[[pb.UsageBatch], object], Reason]] = [
     ("rows without end", lambda b: b.containers.cgroup_id.extend(range(1, 2_000)), Reason.REASON_TOO_LARGE),
     ("gaps without end", lambda b: [b.gaps.add() for _ in range(65)], Reason.REASON_TOO_LARGE),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more_ns", "believed"), [(0, True), (1, False)])
+def test_each_cpu_may_account_ten_seconds_late(more_ns: int, believed: bool) -> None:
+    def starved(batch: pb.UsageBatch) -> None:
+        batch.cpus = 2
+        batch.interval_duration_ns = 2 * SECOND_NS
+        batch.cpu_usage_ns[:] = [2 * (2_100_000_000 + 10 * SECOND_NS) + more_ns, 0, 0]
+
+    assert (judged(starved).refusal is None) == believed
 
 
 def _shift(batch: pb.UsageBatch, seconds: int) -> None:

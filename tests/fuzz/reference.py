@@ -131,7 +131,7 @@ def _columns(batch: pb.UsageBatch, rows: int) -> Iterator[Fault]:
     usage = sum(batch.cpu_usage_ns)
     if usage > limits.MAX_VALUE:
         yield Reason.REASON_OUT_OF_BOUNDS, "cpu_usage_ns"
-    if usage > batch.cpus * batch.interval_duration_ns * 105 // 100 + 2 * 10**9:
+    if usage > batch.cpus * (batch.interval_duration_ns * 105 // 100 + 10 * 10**9):
         yield Reason.REASON_IMPLAUSIBLE, "cpu_usage_ns"
 
 
