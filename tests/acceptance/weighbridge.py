@@ -67,8 +67,8 @@ class Weighbridge:
         )
 
     def wait(self, condition: str, seconds: int = 120) -> None:
-        """Until a shell condition holds."""
-        done = self.machine.run(f"until {condition}; do sleep 0.3; done", seconds=seconds, check=False)
+        """Until a shell condition holds. Asking it costs an emulated machine more than most of what is waited for."""
+        done = self.machine.run(f"until {condition}; do sleep 1; done", seconds=seconds, check=False)
         if done.code != 0:
             raise TimeoutError(f"not so after {seconds} s: {condition}\n{done.errors}\n{self.journal()}")
 
@@ -79,7 +79,9 @@ class Weighbridge:
 
     def wait_page(self, port: int, seconds: int) -> None:
         """Until the daemon with this local port is ready."""
-        self.wait(f"python3 -Sc '{FETCH}' http://127.0.0.1:{port}/readyz | grep -qx ok", seconds)
+        self.wait(
+            f"busybox wget -q -T 30 -O - http://127.0.0.1:{port}/readyz 2>/dev/null | grep -qx ok", seconds
+        )
 
     def wait_intervals(self, count: int) -> None:
         """Until the agent has committed this many more intervals, by its own metrics."""
