@@ -104,9 +104,7 @@ class Life:
         """N-1 -> N -> N-1, while usage comes in."""
         for revision in (NEW, OLD):
             manage(self.machine, f"dpkg --install ledger/{revision}/*.deb", 600)
-            self.told.versions.append(
-                self.machine.run("dpkg-query --show --showformat '${Version}' weighbridge-ledger").output
-            )
+            self.told.versions.append(self.machine.run("dpkg-query --show weighbridge-ledger").output)
             self.site.wait_page(LEDGER_PORT, 300)
 
     def compare(self, directory: Path) -> None:
