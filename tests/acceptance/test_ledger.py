@@ -123,7 +123,7 @@ class Life:
 
     def remove_and_purge(self) -> None:
         kept = f"ls -d {STATE}/* /etc/weighbridge/ledger* /usr/lib/weighbridge/ledger 2>/dev/null || :"
-        units = "systemctl list-units --all --no-legend 'weighbridge-[lr]*'"
+        units = "systemctl list-units --all --no-legend 'weighbridge-ledger*' 'weighbridge-reconcile*'"
         manage(self.machine, "dpkg --remove weighbridge-ledger")
         self.told.removed = self.machine.run(f"{kept}\n{units}").output
         manage(self.machine, "dpkg --purge weighbridge-ledger")

@@ -79,9 +79,7 @@ class Weighbridge:
 
     def wait_page(self, port: int, seconds: int) -> None:
         """Until the daemon with this local port is ready."""
-        self.wait(
-            f"busybox wget -q -O - http://127.0.0.1:{port}/readyz 2>/dev/null | grep -qx ok", seconds
-        )
+        self.wait(f"busybox wget -q -O - http://127.0.0.1:{port}/readyz 2>/dev/null | grep -qx ok", seconds)
 
     def wait_intervals(self, count: int) -> None:
         """Until the agent has committed this many more intervals, by its own metrics."""
