@@ -86,7 +86,8 @@ def told(
         state = "/var/lib/weighbridge/* /var/lib/weighbridge-ledger/lock"
         told.left = machine.run(
             f"ls -d /usr/lib/weighbridge /run/weighbridge/bpf/* {state} 2>/dev/null || :\n"
-            "systemctl list-units --all --no-legend 'weighbridge-[aclp]*' 'weighbridge-reconcile*'; bpftool prog show | grep weighbridge || :"
+            "systemctl list-units --all --no-legend 'weighbridge-[aclp]*' 'weighbridge-reconcile*'\n"
+            "bpftool prog show | grep weighbridge || :"
         ).output
         told.log = machine.get("/var/lib/weighbridge-collector/log", tmp_path_factory.mktemp("collector"))
         told.delivered = Delivered.of(told.log)
