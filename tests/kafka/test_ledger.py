@@ -64,7 +64,7 @@ def hops(site: Site) -> dict[str, tuple[int, int, int]]:
     """Tenant -> batches booked, parked, rejected; sound so far but for the one that is rejected."""
     answer = site.ask("ledger", "reconcile")
     (finding,) = answer["findings"]
-    assert (finding["kind"], finding["weight"]) == ("rejected", 1), finding
+    assert (finding["kind"], finding["count"]) == ("rejected", 1), finding
     return {hop["tenant"]: (hop["booked"], hop["parked"], hop["rejected"]) for hop in answer["hops"]}
 
 
