@@ -15,7 +15,7 @@ from tests.acceptance.machines.machine import Machine
 from tests.acceptance.machines.snapshot import STABLE, Snapshot, machine_from, snapshot
 
 ROOT = Path(__file__).parent.parent.parent
-BUILD_AND_RUN_SECONDS = 1_500
+BUILD_AND_RUN_SECONDS = 2_400
 """A first run builds the image: everything in here is emulated, and nothing waits without an end."""
 
 NewMachine = Callable[..., AbstractContextManager[Machine]]
