@@ -108,7 +108,8 @@ class Closing:
             if u.kind is Kind.MISSING
         ]
         rejected = [
-            f"agent {u.agent_id}, epoch {u.epoch}: batch {u.first_seq} was rejected ({u.reason})"
+            f"agent {u.agent_id}, epoch {u.epoch}: batch {u.first_seq} was rejected ({u.reason}):"
+            " `weighbridge-collector log readmit` lets it in, `waive` closes without it"
             for u in open_ones
             if u.kind is Kind.REJECTED
         ]

@@ -100,7 +100,8 @@ def test_what_is_missing_parked_rejected_or_in_conflict_blocks_until_it_is_waive
     assert kinds(ledger.close_period(DAYS[0], WHO)) == ["missing", "rejected", "conflict"]
     stream = f"agent {agent(1)}, epoch 1"
     missing = "missing", f"{stream}: batches 2 to 2 have not arrived"
-    rejected = "rejected", f"{stream}: batch 3 was rejected (REASON_IMPLAUSIBLE x)"
+    fix = "`weighbridge-collector log readmit` lets it in, `waive` closes without it"
+    rejected = "rejected", f"{stream}: batch 3 was rejected (REASON_IMPLAUSIBLE x): {fix}"
     assert unaccounted(ledger) == [missing, rejected]
     place.write(batches[1], kind=Written.PARKED, note=b"acme 1 2")
     place.book()
