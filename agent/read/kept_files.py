@@ -1,6 +1,7 @@
 """Small kernel files that are read again and again: kept open and read by pread.
 
-A file that is not there is not asked for at every reading, since a controller may be enabled later, but seldom is.
+A file that is not there is asked for again soon, since a runtime makes a container's cgroups one after the other, and then
+ever more seldom, since a controller may be enabled later, but hardly ever is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 READ_BYTES = 8_192
 MAX_FILE_BYTES = 1 << 20
 RETRY_MISSING_EVERY = 30
-"""Readings between two looks for a file that was not there."""
+"""Readings between two looks for a file that was never there. It begins with one, and doubles up to this."""
 
 GONE = frozenset((errno.ENODEV, errno.ENOENT))
 _ABSENT = GONE | {errno.EOPNOTSUPP, errno.EINVAL}
@@ -25,12 +26,14 @@ class Gone(Exception):
 class File:
     """One kernel file and its kept descriptor, -1 when it is not open."""
 
-    __slots__ = ("fd", "missing_until", "path")
+    __slots__ = ("fd", "missing_until", "path", "retry_after")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.fd = -1
         self.missing_until = 0
+        self.retry_after = 1
+        """Readings to the next look, if it is not there."""
 
 
 class KeptFiles:
@@ -67,7 +70,8 @@ class KeptFiles:
         except OSError as error:
             self._refused(file, error)
             if file.fd < 0:
-                file.missing_until = self.round + RETRY_MISSING_EVERY
+                file.missing_until = self.round + file.retry_after
+                file.retry_after = min(2 * file.retry_after, RETRY_MISSING_EVERY)
             return None
         try:
             data = _whole(fd)
@@ -76,6 +80,7 @@ class KeptFiles:
             self._refused(file, error)
             return None
         file.missing_until = 0
+        file.retry_after = 1
         if self.open < self._max_open:
             file.fd = fd
             self.open += 1

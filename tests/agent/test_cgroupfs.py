@@ -146,10 +146,8 @@ def test_throttling_is_read_where_crun_keeps_a_containers_quota(tmp_path: Path) 
         assert counter(found, "cpu_usage_ns") == 9_000
         return tuple(counter(found, name) for name in quota)
 
-    assert seen() == (0, 0, 0), "no quota anywhere yet"
+    assert seen() == (0, 0, 0), "the scope is made first"
     fake.cpu(inner, 8, nr_periods=5, nr_throttled=4, throttled_usec=3)
-    for _ in range(RETRY_MISSING_EVERY - 1):
-        assert seen() == (0, 0, 0)
     assert seen() == (5, 4, 3_000)
     fake.remove(inner)
     assert seen() == (None, None, None), "a counter never falls"
@@ -173,6 +171,32 @@ def test_a_file_that_appears_later_is_found(tmp_path: Path) -> None:
     assert {s.cgroup_id: s.memory_current_bytes for s in r.sample_memory()}[1] == 9, "the host is sampled too"
     r.close()
     assert r.open_files == 0
+
+
+def test_what_is_never_there_is_looked_for_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHost(tmp_path)
+    fake.cpu(CONTAINER, 1)
+    r = reader(fake)
+    missed: list[str] = []
+    opened = os.open
+
+    def counting(path: str, flags: int) -> int:
+        if path.endswith("/memory.current"):
+            missed.append(path)
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", counting)
+    looked_in = []
+    for number in range(100):
+        missed.clear()
+        r.read()
+        if any(CONTAINER in path for path in missed):
+            looked_in.append(number)
+    assert looked_in == [0, 1, 3, 7, 15, 31, 61, 91]
+    assert looked_in[-1] - looked_in[-2] == RETRY_MISSING_EVERY
+    r.close()
 
 
 def test_a_unit_that_is_gone_gives_no_sample_rather_than_one_of_unknown_memory(tmp_path: Path) -> None:
