@@ -75,7 +75,8 @@ class KafkaSource:
         self._refusals: dict[str, str] = {}
         """Place -> why it cannot be read."""
         self._halted: set[str] = set()
-        """Where something was not read: librdkafka may go on behind it, and nobody else does before it is tried again."""
+        """Where something was not read: librdkafka may go on behind it, and nobody else does before it is tried again. What it
+        says there is of its own making."""
         self._answered: set[str] = set()
         """Of those refused, what had an answer since, at the last look."""
         self._replaced = ""
@@ -217,12 +218,15 @@ class KafkaSource:
                 self._told(error)
             return None
         place = f"{topic}/{number}"
-        if error is not None:
-            self._failed(place, error)
-            return None
         if place in self._halted:
             return None
+        if error is not None:
+            self._failed(place, error, offset)
+            return None
         assert offset is not None
+        if place in self._refusals and offset != self._positions.get(place, offset):
+            self._halt(place)
+            return None
         self._refusals.pop(place, None)
         self._positions[place] = offset + 1
         value = got.value() or b""
@@ -232,20 +236,27 @@ class KafkaSource:
         published = max(0, got.timestamp()[1]) * _NS_A_MS
         return arrival_of(Message(topic, headers, value, published), self._topics)
 
-    def _failed(self, place: str, error: KafkaError) -> None:
-        """A partition that is not read on. The next look tries again."""
+    def _halt(self, place: str) -> None:
+        """It is not read on before the next look, which tries again."""
         self._next_look = min(self._next_look, time.monotonic() + AGAIN_SECONDS)
         self._halted.add(place)
-        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            self._out_of_range(place)
-            return
-        self._refusals[place] = _EXPLAINER.explain(f"{place} cannot be read", error, None)
 
-    def _out_of_range(self, place: str) -> None:
+    def _failed(self, place: str, error: KafkaError, offset: int | None) -> None:
+        """`offset`: where. Behind a damaged record librdkafka takes bytes of it for offsets and goes on there: what is not at
+        the position that is read is no news, and never what was lost."""
+        self._halt(place)
+        position = self._positions.get(place)
+        if error.code() not in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            self._refusals[place] = _EXPLAINER.explain(f"{place} cannot be read", error, None)
+        elif position is None or offset == position:
+            self._out_of_range(place, position)
+        else:
+            self._refusals.setdefault(place, _EXPLAINER.explain(f"{place} cannot be read", error, None))
+
+    def _out_of_range(self, place: str, position: int | None) -> None:
         """The brokers do not have what comes next."""
         self._refusals[place] = f"{place}: its brokers do not say what they have; are they up?"
         part = TopicPartition(*self._parts[place])
-        position = self._positions.get(place)
         try:
             marks = self._consumer.get_watermark_offsets(part, timeout=self._answer_seconds)
         except KafkaException:
