@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 KEPT_OF_A_KIND = 3
 """Checkouts with different recipes share the cache; entries used longest ago beyond these go."""
 BUILD_SECONDS = 900
+LOOK_SECONDS = 0.2
 
 
 class Unavailable(Exception):
@@ -52,9 +54,12 @@ class Cache:
                 _lock(lock.fileno(), fcntl.LOCK_SH)
                 if path.is_dir():
                     break
-                _lock(lock.fileno(), fcntl.LOCK_EX)
-                if not path.is_dir():
-                    self._build(path, build)
+                # Whoever waited for it alone would wait until all who use what another has built are done.
+                if _try_lock(lock.fileno(), fcntl.LOCK_EX):
+                    if not path.is_dir():
+                        self._build(path, build)
+                else:
+                    time.sleep(random.uniform(0, LOOK_SECONDS))
             os.utime(path)
             yield path
 
@@ -93,9 +98,7 @@ class Cache:
 
     def _remove_unless_used(self, path: Path) -> bool:
         with self._lock_file(path).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_lock(lock.fileno(), fcntl.LOCK_EX):
                 return False
             shutil.rmtree(path, ignore_errors=True)
             return True
@@ -116,13 +119,19 @@ def _used_at(entry: Path) -> float:
 def _lock(fd: int, how: int) -> None:
     """flock(2) with an end to its patience."""
     deadline = time.monotonic() + BUILD_SECONDS
-    while True:
-        try:
-            return fcntl.flock(fd, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise Unavailable(f"another run has been building a machine for {BUILD_SECONDS} s") from None
-            time.sleep(0.2)
+    while not _try_lock(fd, how):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"another run has been building a machine for {BUILD_SECONDS} s")
+        time.sleep(LOOK_SECONDS)
+
+
+def _try_lock(fd: int, how: int) -> bool:
+    """Whether it is held now; if not, what was held is not any more."""
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def build_step(command: Sequence[str | Path]) -> None:
