@@ -1,7 +1,8 @@
 """The ingest door: one coroutine per agent's stream, between gRPC and the pipeline.
 
 A reader hands Deliveries to the pipeline while earlier ones wait for the disk; a writer sends the answers in
-the same order. Unanswered items are bounded, and beyond it nothing is read, so that TCP pushes back.
+the same order. Unanswered items are bounded, and beyond it nothing is read, so that TCP pushes back. A long
+Delivery is judged in parts, and between them it is the others' turn; the parts are small where a tenant is over its limit.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +25,26 @@ from collector.pipeline import Pipeline, TooManyEpochs
 from collector.state.memory import MAX_EPOCHS_PER_AGENT
 from wire.daemon.journal import Journal
 from wire.limits import MAX_BATCH_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_MESSAGE_BYTES, MAX_VALUE
-from wire.statuses import Meter, Reason
+from wire.statuses import Meter, Reason, Status
 from wire.v1 import ingest_pb2 as pb
 
 HELLO_SECONDS = 20.0
 MAX_CONCURRENCY = "ERR_MAX_CONCURRENCY_REACHED"
 GOODBYE = "shutting down; try another collector"
 
-READ_AHEAD_DELIVERIES = 8
-"""Deliveries of one stream that are judged while earlier ones wait for the disk."""
+READ_AHEAD_PARTS = 32
+"""Parts of Deliveries of one stream that are judged while earlier ones wait for the disk."""
+
+PART_BYTES, HELD_PART_BYTES = 256 << 10, 8 << 10
+"""What is judged at a time, of whoever is within its limit, and of whoever was held back last: a few milliseconds, and a
+fraction of one. Each part has its own way to the disk and back, so small ones cost a third more."""
+
+OTHERS_TURN_SECONDS = 0.001
+"""Between two parts: others need several turns of the loop for one Delivery, from reading it to writing its answers."""
 
 CANCEL_SECONDS = 0.25
+
+_HELD_BACK = frozenset((Status.STATUS_PARKED, Status.STATUS_RETRY))
 
 log = Journal("collector.door")
 
@@ -54,10 +65,12 @@ class _Cut(Exception):
 class _Session:
     """One connected agent."""
 
-    __slots__ = ("cut", "peer")
+    __slots__ = ("cut", "held_back", "peer")
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
+        self.held_back = False
+        """Whether some of its last answers were PARKED or RETRY."""
         self.cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, code: grpc.StatusCode, text: str) -> None:
@@ -218,9 +231,9 @@ class IngestService:
         )
 
     async def _converse(self, context: Context, session: _Session) -> None:
-        waiting: _Answers = asyncio.Queue(READ_AHEAD_DELIVERIES)
-        reader = asyncio.ensure_future(self._read(context, session.peer, waiting))
-        writer = asyncio.ensure_future(self._write(context, waiting))
+        waiting: _Answers = asyncio.Queue(READ_AHEAD_PARTS)
+        reader = asyncio.ensure_future(self._read(context, session, waiting))
+        writer = asyncio.ensure_future(self._write(context, session, waiting))
         try:
             await asyncio.wait({reader, writer, session.cut}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done() and reader.exception() is None:
@@ -245,14 +258,17 @@ class IngestService:
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
 
-    async def _read(self, context: Context, peer: Peer, waiting: _Answers) -> None:
+    async def _read(self, context: Context, session: _Session, waiting: _Answers) -> None:
         while (data := await context.read()) is not grpc.aio.EOF:
-            await self._pay(peer, data)
-            answers = self._take_in(peer, data)
+            await self._pay(session.peer, data)
+            items = self._items(data)
             # An agent that is silent from now on holds no memory but its stream's.
             del data
-            if answers is not None:
-                await waiting.put(answers)
+            while items:
+                part = _part(items, HELD_PART_BYTES if session.held_back else PART_BYTES)
+                await waiting.put(self._judge(session.peer, part))
+                if items:
+                    await asyncio.sleep(OTHERS_TURN_SECONDS)
         await waiting.put(None)
 
     async def _pay(self, peer: Peer, data: Any) -> None:
@@ -264,8 +280,8 @@ class IngestService:
             self._tally.slowed_messages += 1
             await asyncio.sleep(wait_seconds)
 
-    def _take_in(self, peer: Peer, data: bytes) -> asyncio.Future[list[pb.Answer]] | None:
-        """The answers to one message, as they will be; None to an empty one."""
+    def _items(self, data: bytes) -> deque[pb.Item]:
+        """What one message delivers."""
         message = _parse(data)
         if message is None or message.WhichOneof("kind") != "delivery":
             self._refused(Meter.INVALID_BATCH, "unreadable_message")
@@ -280,19 +296,32 @@ class IngestService:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"{Meter.INVALID_BATCH}: {len(items)} items in a Delivery, at most {MAX_ITEMS_PER_DELIVERY}",
             )
-        if not items:
-            return None
+        return deque(items)
+
+    def _judge(self, peer: Peer, items: list[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
+        """The answers to a part, as they will be."""
         if self._pressure.high:
             return self._pipeline.put_off(items, Reason.REASON_MEMORY)
         return self._pipeline.deliver(peer, items)
 
-    async def _write(self, context: Context, waiting: _Answers) -> None:
+    async def _write(self, context: Context, session: _Session, waiting: _Answers) -> None:
         while (future := await waiting.get()) is not None:
             answers = await future
+            session.held_back = any(answer.status in _HELD_BACK for answer in answers)
             await context.write(pb.DeliverResponse(answers=pb.Answers(answers=answers)))
 
     def _refused(self, code: Meter, reason: str) -> None:
         self._tally.refusals[code, reason] += 1
+
+
+def _part(items: deque[pb.Item], most_bytes: int) -> list[pb.Item]:
+    """The first of the items, taken out: one at least, and no more once they have `most_bytes`."""
+    part: list[pb.Item] = []
+    size = 0
+    while items and size < most_bytes:
+        part.append(items.popleft())
+        size += len(part[-1].batch)
+    return part
 
 
 def _parse(data: Any) -> pb.DeliverRequest | None:

@@ -117,11 +117,16 @@ class OpenStream:
 
     def again(self) -> list[pb.Answer]:
         """The answers to the last batches, sent once more."""
+        return [answer for part in self.again_in_parts() for answer in part]
+
+    def again_in_parts(self) -> Iterator[list[pb.Answer]]:
+        """The same, as they come."""
         self._requests.put(pb.DeliverRequest(delivery=pb.Delivery(items=self.last)))
-        answers: list[pb.Answer] = []
-        while len(answers) < len(self.last):
-            answers.extend(next(self._responses).answers.answers)
-        return answers
+        left = len(self.last)
+        while left:
+            part = list(next(self._responses).answers.answers)
+            left -= len(part)
+            yield part
 
     def send_rubbish(self, sizes: list[int]) -> None:
         """Deliveries of so many bytes whose one item is nothing; nobody waits for answers."""
