@@ -101,7 +101,7 @@ async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
     site.start_collector()
     assert site.collector is not None
     pid = site.collector.pid
-    clients = [Client(site, agent, f"tenant-{number}") for number, agent in enumerate(agents)]
+    clients = [Client(site.ports["ingest"], agent, f"tenant-{number}") for number, agent in enumerate(agents)]
     for client in clients:
         await client.connection.open()
     await _round(clients, 2.0)  # connections, caches, branch predictors

@@ -35,12 +35,13 @@ GOODBYE = "shutting down; try another collector"
 READ_AHEAD_PARTS = 32
 """Parts of Deliveries of one stream that are judged while earlier ones wait for the disk."""
 
-PART_BYTES, HELD_PART_BYTES = 256 << 10, 8 << 10
-"""What is judged at a time, of whoever is within its limit, and of whoever was held back last: a few milliseconds, and a
-fraction of one. Each part has its own way to the disk and back, so small ones cost a third more."""
+PART_BYTES, HELD_PART_BYTES = 512 << 10, 8 << 10
+"""What is judged at a time, of whoever is within its limit, and of whoever was held back last: some ten milliseconds at
+most, and a fraction of one. Each part has its own way to the disk and back, so small ones cost more."""
 
-OTHERS_TURN_SECONDS = 0.001
-"""Between two parts: others need several turns of the loop for one Delivery, from reading it to writing its answers."""
+OTHERS_TURN_SECONDS = 0.002
+"""Between two parts: others need several turns of the loop for one Delivery, from reading it to writing its answers, and a
+sync of the disk that is theirs."""
 
 CANCEL_SECONDS = 0.25
 

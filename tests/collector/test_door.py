@@ -104,7 +104,7 @@ def test_a_long_delivery_lets_others_in_between(door: Door) -> None:
     with door.open(door.agent()) as long, door.open(door.agent()) as short:
         long.stream.rows = 50
         long.last = [long.stream.next() for _ in range(MAX_ITEMS_PER_DELIVERY)]
-        assert sum(len(item.batch) for item in long.last) > 8 * PART_BYTES
+        assert sum(len(item.batch) for item in long.last) > 4 * PART_BYTES
         parts = long.again_in_parts()
         answers = next(parts)
         (answer,) = short.deliver(1)
