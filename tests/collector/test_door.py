@@ -16,12 +16,10 @@ import pytest
 
 from bench.fleet import Stream, enrol, key_and_request
 from collector.door.ca import CertificateAuthority
-from collector.door.service import PART_BYTES
 from tests.collector.door import Door, statuses
 from tests.waiting import until
 from wire.identity import new_agent_id
 from wire.limits import MAX_ITEMS_PER_DELIVERY, MAX_MESSAGE_BYTES
-from wire.statuses import Status
 from wire.tls import CHANNEL_OPTIONS, client_credentials, client_credentials_without_certificate
 from wire.v1 import ingest_pb2 as pb
 from wire.v1.ingest_pb2_grpc import EnrolmentStub, IngestStub
@@ -100,25 +98,24 @@ def test_a_gzip_bomb_is_refused_in_little_memory(door: Door) -> None:
     assert peak_kib < 300 * 1024
 
 
-def test_a_long_delivery_lets_others_in_between(door: Door) -> None:
+def test_a_long_delivery_of_a_tenant_over_its_limit_lets_others_in_between(door: Door) -> None:
+    door.site.ask(
+        "collector", "plan_set", tenant="globex", plan={"rate": 1, "burst": 62, "park_batches": 1_000}
+    )
     with door.open(door.agent()) as long, door.open(door.agent()) as short:
-        long.stream.rows = 50
+        long.stream.tenant, long.stream.rows = "globex", 50
+        assert statuses(long.deliver(100))[-1] == "PARKED"
         long.last = [long.stream.next() for _ in range(MAX_ITEMS_PER_DELIVERY)]
-        assert sum(len(item.batch) for item in long.last) > 4 * PART_BYTES
         parts = long.again_in_parts()
         answers = next(parts)
-        (answer,) = short.deliver(1)
+        assert statuses(short.deliver(1)) == ["ACCEPTED"]
         answers += [answer for part in parts for answer in part]
-    assert answer.status == Status.STATUS_ACCEPTED
-    assert [answer.seq for answer in answers] == [item.seq for item in long.last], (
-        "and each is answered, in order"
-    )
-    agents = [record["agent_id"] for record in door.log()]
-    first, last = (
-        agents.index(long.stream.agent_id),
-        len(agents) - 1 - agents[::-1].index(long.stream.agent_id),
-    )
-    assert first < agents.index(short.stream.agent_id) < last
+    assert set(statuses(answers)) == {"PARKED"}
+    assert [answer.seq for answer in answers] == [item.seq for item in long.last], "each, in order"
+    door.site.ask("collector", "plan_clear", tenant="globex")
+    held = {r["seq"]: r["offset"] for r in door.log("--parked") if r["agent_id"] == long.stream.agent_id}
+    (between,) = (r["offset"] for r in door.log() if r["agent_id"] == short.stream.agent_id)
+    assert held[long.last[0].seq] < between < held[long.last[-1].seq]
 
 
 def test_without_a_certificate_of_this_ca_nobody_comes_in(door: Door, tmp_path: Path) -> None:
