@@ -14,10 +14,11 @@ from bench.kafka_broker import KafkaBroker
 from bench.site import Site
 from collector.config import Kafka
 from collector.door.ca import CertificateAuthority
+from collector.errors import CollectorError
 from collector.handoff.kafka import reader
 from collector.handoff.kafka.reader import TopicReader
 from tests.collector.door import Door, statuses
-from tests.kafka.topic import Got, fresh_name, kafka_settings, read_all
+from tests.kafka.topic import Got, damaged, fresh_name, kafka_settings, read_all
 from tests.waiting import until
 from wire.daemon.settings import Seconds
 
@@ -196,3 +197,21 @@ def test_a_partition_far_ahead_of_the_others_waits_for_them(
     assert order == sorted(order)
     assert (len(order), read, topics.total) == (3_000, 3_000, 3_000)
     assert most <= 100_000 + 2 * reader.MESSAGES_AT_ONCE * 1_000
+
+
+def test_a_record_that_is_damaged_on_the_brokers_disk_ends_the_reading_by_name(broker: KafkaBroker) -> None:
+    """librdkafka goes on behind it, at offsets that it takes from the bytes it finds there: digits are far beyond the end."""
+    topic = fresh_name()
+    broker.make_topic(topic)
+    values = [str(number).encode() * 2_000 for number in range(3)]
+    producer = Producer({"bootstrap.servers": broker.plain, "acks": "all"})
+    for value in values:
+        producer.produce(topic, value, partition=0)
+        assert producer.flush(20) == 0
+    read: list[bytes] = []
+    with damaged(broker, topic, values[1]):
+        topics = TopicReader(Kafka(brokers=[broker.plain], delivery_timeout=Seconds(10)), [topic], None)
+        with pytest.raises(CollectorError, match=rf"{topic}/0 cannot be read: .*CRC32C"):
+            read.extend(entry.value for entry in topics.entries())
+        topics.close()
+    assert read == values[: len(read)], "in order, and nothing from behind it"

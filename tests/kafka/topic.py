@@ -1,10 +1,11 @@
-"""What is in a topic, read by a consumer of our own."""
+"""What is in a topic, read by a consumer of our own, and what can happen to it."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, TopicPartition
@@ -112,3 +113,19 @@ def read_all(broker: KafkaBroker, topic: str, seconds: float = 60.0) -> list[Got
         return got
     finally:
         consumer.close()
+
+
+@contextmanager
+def damaged(broker: KafkaBroker, topic: str, value: bytes) -> Iterator[None]:
+    """Meanwhile a bit of the record with this value is another one on the broker's disk. The topic has one segment."""
+    (segment,) = broker.directory.glob(f"data/{topic}-0/*.log")
+    at = segment.read_bytes().index(value) + 20
+    with segment.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([value[20] ^ 1]))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.seek(at)
+            file.write(value[20:21])

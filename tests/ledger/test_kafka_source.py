@@ -24,7 +24,7 @@ from ledger.consume import kafka as module
 from ledger.consume.arrival import NOBODY, Arrival, Kind
 from ledger.consume.kafka import KafkaSource
 from ledger.errors import LedgerError
-from tests.kafka.topic import admin, allow, fresh_name
+from tests.kafka.topic import admin, allow, damaged, fresh_name
 from tests.waiting import until
 from wire.daemon.settings import Seconds
 from wire.identity import new_agent_id
@@ -264,20 +264,13 @@ def test_a_record_that_is_damaged_on_the_brokers_disk_is_named_and_never_passed_
 ) -> None:
     for value in values:
         publish(broker, topics.usage, [value])
-    (segment,) = broker.directory.glob(f"data/{topics.usage}-0/*.log")
-    at = segment.read_bytes().index(values[1]) + 20
-    with segment.open("r+b") as file:
-        file.seek(at)
-        file.write(bytes([values[1][20] ^ 1]))
-    one = source(topics)
-    assert [a.body for a in read(one, 1)] == values[:1]
-    until(lambda: one.read(MOST, 0.1) == [] and f"{topics.usage}/0 cannot be read" in one.trouble)
-    for _ in range(20):
-        assert one.read(MOST, 0.1) == []
-        assert f"{topics.usage}/0" in one.trouble
-    with segment.open("r+b") as file:
-        file.seek(at)
-        file.write(values[1][20:21])
+    with damaged(broker, topics.usage, values[1]):
+        one = source(topics)
+        assert [a.body for a in read(one, 1)] == values[:1]
+        until(lambda: one.read(MOST, 0.1) == [] and f"{topics.usage}/0 cannot be read" in one.trouble)
+        for _ in range(20):
+            assert one.read(MOST, 0.1) == []
+            assert f"{topics.usage}/0" in one.trouble
     assert [a.body for a in read(one, 2)] == values[1:]
     until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
 
