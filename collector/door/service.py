@@ -2,7 +2,8 @@
 
 A reader hands Deliveries to the pipeline while earlier ones wait for the disk; a writer sends the answers in
 the same order. Unanswered items are bounded, and beyond it nothing is read, so that TCP pushes back. A long
-Delivery is judged in parts, and between them it is the others' turn; the parts are small where a tenant is over its limit.
+Delivery is judged in parts, each when the one before it is answered; between them it is the others' turn. The parts are
+small where a tenant is over its limit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ HELLO_SECONDS = 20.0
 MAX_CONCURRENCY = "ERR_MAX_CONCURRENCY_REACHED"
 GOODBYE = "shutting down; try another collector"
 
-READ_AHEAD_PARTS = 32
+READ_AHEAD_PARTS = 8
 """Parts of Deliveries of one stream that are judged while earlier ones wait for the disk."""
 
 PART_BYTES, HELD_PART_BYTES = 512 << 10, 8 << 10
@@ -45,6 +46,9 @@ sync of the disk that is theirs."""
 
 CANCEL_SECONDS = 0.25
 
+_NOBODY_COMES_IN = frozenset(
+    (Reason.REASON_STORAGE_UNAVAILABLE, Reason.REASON_OVERLOADED, Reason.REASON_MEMORY)
+)
 _HELD_BACK = frozenset((Status.STATUS_PARKED, Status.STATUS_RETRY))
 
 log = Journal("collector.door")
@@ -267,9 +271,16 @@ class IngestService:
             del data
             while items:
                 part = _part(items, HELD_PART_BYTES if session.held_back else PART_BYTES)
-                await waiting.put(self._judge(session.peer, part))
+                answers = self._judge(session.peer, part)
+                await waiting.put(answers)
                 if items:
                     await asyncio.sleep(OTHERS_TURN_SECONDS)
+                    # In order, whatever becomes of a part. Waited for like this nobody's cancellation is the answers'.
+                    await asyncio.wait({answers})
+                    reason = answers.result()[-1].reason
+                    if reason in _NOBODY_COMES_IN:
+                        await waiting.put(self._pipeline.put_off(list(items), reason))
+                        items.clear()
         await waiting.put(None)
 
     async def _pay(self, peer: Peer, data: Any) -> None:
