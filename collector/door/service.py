@@ -277,10 +277,11 @@ class IngestService:
                     await asyncio.sleep(OTHERS_TURN_SECONDS)
                     # In order, whatever becomes of a part. Waited for like this nobody's cancellation is the answers'.
                     await asyncio.wait({answers})
-                    reason = answers.result()[-1].reason
-                    if reason in _NOBODY_COMES_IN:
+                    said = {answer.reason for answer in answers.result()}
+                    for reason in said & _NOBODY_COMES_IN:
                         await waiting.put(self._pipeline.put_off(list(items), reason))
                         items.clear()
+                        break
         await waiting.put(None)
 
     async def _pay(self, peer: Peer, data: Any) -> None:
