@@ -200,10 +200,7 @@ class KafkaSource:
     def _assign(self, places: Collection[str]) -> None:
         """Read these from their positions on; what was fetched of them and not read is fetched again."""
         parts = {
-            self._parts[place]: TopicPartition(
-                *self._parts[place], self._positions.get(place, OFFSET_BEGINNING)
-            )
-            for place in places
+            self._parts[place]: TopicPartition(*self._parts[place], self._begin(place)) for place in places
         }
         if parts:
             assigned = {(part.topic, part.partition) for part in self._consumer.assignment()}
@@ -224,7 +221,7 @@ class KafkaSource:
             self._failed(place, error, offset)
             return None
         assert offset is not None
-        if place in self._refusals and offset != self._positions.get(place, offset):
+        if place in self._refusals and offset != self._next(place):
             self._halt(place)
             return None
         self._refusals.pop(place, None)
@@ -248,12 +245,29 @@ class KafkaSource:
         position = self._positions.get(place)
         if error.code() not in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self._refusals[place] = _EXPLAINER.explain(f"{place} cannot be read", error, None)
-        elif position is None or offset == position:
+        elif position is not None and offset == position:
             self._out_of_range(place, position)
         else:
             self._refusals.setdefault(place, _EXPLAINER.explain(f"{place} cannot be read", error, None))
 
-    def _out_of_range(self, place: str, position: int | None) -> None:
+    def _begin(self, place: str) -> int:
+        """The offset to ask for; by number where it failed before, since librdkafka looks for the beginning where it was last."""
+        position = self._next(place) if place in self._refusals else self._positions.get(place)
+        return OFFSET_BEGINNING if position is None else position
+
+    def _next(self, place: str) -> int | None:
+        """Where it is to be read on, also before anything was read of it; None: the brokers do not say."""
+        position = self._positions.get(place)
+        if position is not None:
+            return position
+        part = TopicPartition(*self._parts[place])
+        try:
+            marks = self._consumer.get_watermark_offsets(part, timeout=self._answer_seconds)
+        except KafkaException:
+            return None
+        return marks[0] if marks else None
+
+    def _out_of_range(self, place: str, position: int) -> None:
         """The brokers do not have what comes next."""
         self._refusals[place] = f"{place}: its brokers do not say what they have; are they up?"
         part = TopicPartition(*self._parts[place])
@@ -261,7 +275,7 @@ class KafkaSource:
             marks = self._consumer.get_watermark_offsets(part, timeout=self._answer_seconds)
         except KafkaException:
             return
-        if marks is None or position is None:
+        if not marks:
             return
         low, end = marks
         if position < low:
