@@ -260,22 +260,23 @@ class KafkaSource:
         position = self._positions.get(place)
         if position is not None:
             return position
-        part = TopicPartition(*self._parts[place])
+        marks = self._marks(place)
+        return marks[0] if marks else None
+
+    def _marks(self, place: str) -> tuple[int, int] | None:
+        """The first offset that the brokers have of it and the one behind their last; None: they do not say."""
         try:
-            marks = self._consumer.get_watermark_offsets(part, timeout=self._answer_seconds)
+            return self._consumer.get_watermark_offsets(
+                TopicPartition(*self._parts[place]), timeout=self._answer_seconds
+            )
         except KafkaException:
             return None
-        return marks[0] if marks else None
 
     def _out_of_range(self, place: str, position: int) -> None:
         """The brokers do not have what comes next."""
         self._refusals[place] = f"{place}: its brokers do not say what they have; are they up?"
-        part = TopicPartition(*self._parts[place])
-        try:
-            marks = self._consumer.get_watermark_offsets(part, timeout=self._answer_seconds)
-        except KafkaException:
-            return
-        if not marks:
+        marks = self._marks(place)
+        if marks is None:
             return
         low, end = marks
         if position < low:
