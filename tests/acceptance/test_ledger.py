@@ -23,7 +23,7 @@ from tests.acceptance.test_installed import EXPOSURE
 from tests.acceptance.weighbridge import Weighbridge
 from tests.packaging.test_install import first_use
 
-AGENT = {"meter": {"interval": "2s", "memory_sample": "500ms"}, "owners": {"default": "globex"}}
+AGENT = {"meter": {"interval": "5s", "memory_sample": "1s"}, "owners": {"default": "globex"}}
 LEDGER = {"rollup": {"settle": "0s", "every": "5s"}}
 BURNER = "--unit=burner --property=CPUQuota=20% sh -c 'while :; do :; done'"
 STATE = "/var/lib/weighbridge-ledger"

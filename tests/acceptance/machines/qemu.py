@@ -23,6 +23,9 @@ OLDEST_MAJOR = 8
 MEMORY_MIB = 2_048
 FREIGHT_BYTES = 1 << 30
 CPUS = 2
+EMULATED_CPU = "max,la57=off,erms=off,fsrm=off"
+"""With `erms` the kernel copies and clears byte by byte (`rep movsb`), which is quick in silicon and a loop in software:
+without it a package of 600 MB is unpacked in half the time."""
 KERNEL_COMMAND_LINE = (
     "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=-1 psi=1 mitigations=off nokaslr "
     "random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests systemd.show_status=error"
@@ -82,8 +85,7 @@ def _emulator(qemu: str, qemu_img: str) -> Emulator:
     # /dev/kvm alone is not enough: under nested paravirtualisation a stock kernel crawls.
     flags = _cpu_flags().split()
     hardware = os.access("/dev/kvm", os.R_OK | os.W_OK) and ("vmx" in flags or "svm" in flags)
-    accelerator, cpu = ("kvm", "host") if hardware else ("tcg", "max,la57=off")
-    return Emulator(qemu, qemu_img, _version(qemu), accelerator, cpu)
+    return Emulator(qemu, qemu_img, _version(qemu), *(("kvm", "host") if hardware else ("tcg", EMULATED_CPU)))
 
 
 def _version(qemu: str) -> str:
