@@ -14,6 +14,9 @@ MAX_MESSAGE_BYTES = 4 << 20
 
 MAX_ITEMS_PER_DELIVERY = 256
 
+MAX_GROUP_BYTES = MAX_BATCH_BYTES
+"""Batches of one request to the collector's side door: room for the largest, and nobody else is held up for long."""
+
 WINDOW = 256
 """Out-of-order window of a stream at the collector, and the most an agent has unanswered."""
 

@@ -15,6 +15,7 @@ import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -29,7 +30,10 @@ from wire.daemon.files import replace_durably
 from wire.daemon.journal import Journal
 from wire.identity import AgentId, spiffe_uri
 from wire.statuses import Meter
-from wire.tls import PemPair
+
+if TYPE_CHECKING:
+    # gRPC is no part of what a command needs of the CA, and takes longer to load than all of that.
+    from wire.tls import PemPair
 
 ROOT_LIFE = timedelta(days=3_650)
 SERVER_LIFE = timedelta(days=90)

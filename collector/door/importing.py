@@ -23,12 +23,10 @@ from collector.door.registry import Registry
 from collector.errors import CollectorError
 from collector.pipeline import Pipeline
 from wire.identity import AgentId, digest
-from wire.limits import MAX_BATCH_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_VALUE
+from wire.limits import MAX_GROUP_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_VALUE
 from wire.statuses import Reason, Status
 from wire.v1 import ingest_pb2 as pb
 
-MAX_GROUP_BYTES = MAX_BATCH_BYTES
-"""Of the batches of one request: room for the largest, and the event loop is not held up for long."""
 MAX_REQUEST_BYTES = MAX_GROUP_BYTES * 4 // 3 + (256 << 10)
 """Base64, and what stands around it."""
 MAX_RUNS = 64

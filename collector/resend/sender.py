@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from collector.door.importing import MAX_GROUP_BYTES
 from collector.resend.batches import Found
 from wire.daemon.control import ask
-from wire.limits import MAX_ITEMS_PER_DELIVERY
+from wire.limits import MAX_GROUP_BYTES, MAX_ITEMS_PER_DELIVERY
 
 _LEAST_PAUSE_SECONDS = 0.2
 _OUT_OF_WINDOW = "REASON_OUT_OF_WINDOW"
