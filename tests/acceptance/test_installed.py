@@ -112,7 +112,7 @@ class Life:
     def first_usage(self) -> None:
         """Until the collector has what a container used, under its tenant."""
         rows = "weighbridge-collector log cat --json --rows --tenant globex"
-        self.site.wait(f"{rows} | tee /run/first-rows | grep -q cpu_usage_ns", 300)
+        self.site.wait(f"{rows} >/run/first-rows && grep -q cpu_usage_ns /run/first-rows", 300)
         self.told.first_rows = self.machine.read("/run/first-rows")
 
     def look(self) -> None:
