@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from ledger.store.client import Store, now_ns
 
 _COLUMNS = ("place", "position", "written_at_ns")
+_FORGOTTEN = (1 << 64) - 1
+"""In place of a position: rows are only ever added, and the last one of a place counts. 0 is a position: nothing was read of
+what begins there, and what is deleted of it is lost."""
 
 
 class Progress:
@@ -21,7 +24,7 @@ class Progress:
             "SELECT place, position, written_at_ns FROM progress FINAL"
         ):
             self._version = max(self._version, version)
-            if position:
+            if position != _FORGOTTEN:
                 self._written[place] = position
 
     @property
@@ -37,7 +40,7 @@ class Progress:
 
     def forget(self) -> None:
         """Everything will be read again."""
-        self._insert(dict.fromkeys(self._written, 0))
+        self._insert(dict.fromkeys(self._written, _FORGOTTEN))
         self._written = {}
 
     def _insert(self, positions: Mapping[str, int]) -> None:

@@ -1,8 +1,9 @@
 """The topics of any number of collectors, read from the ledger's own positions.
 
 Strategy. All partitions of the three topics are assigned by hand: there is no group whose offsets could say something
-else than the books. Every LOOK_SECONDS the brokers are asked which partitions there are. `read` hands over what comes, in
-the order of each partition; between partitions there is none, and nobody may assume it.
+else than the books. Every LOOK_SECONDS the brokers are asked which partitions there are. Of what was never read, the first
+record that they have then is the position, and held on to as any other. `read` hands over what comes, in the order of each
+partition; between partitions there is none, and nobody may assume it.
 
 Failure model. Brokers that are away, a partition without a leader, a right that is missing: `trouble` says so, the other
 partitions go on, and it is tried again by itself. Records that retention took before they were read are in `lost`, and it
@@ -14,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Got
 
 from ledger.config import Kafka
@@ -68,7 +69,7 @@ class KafkaSource:
         self._topics = Topics.of(settings.topic)
         self._positions = dict(positions)
         self._parts: dict[str, tuple[str, int]] = {}
-        """Place -> (topic, partition) of what is assigned."""
+        """Place -> (topic, partition) of what had a leader once: assigned, or refused."""
         self._told = Told()
         self._away = ""
         """What is wrong with the brokers or the topics, as of the last look."""
@@ -114,8 +115,8 @@ class KafkaSource:
         return f"{Meter.DATABASE_UNAVAILABLE} {text}" if text else ""
 
     def read(self, most_bytes: int, wait_seconds: float) -> list[Arrival]:
-        """It may take `_ANSWER_SECONDS` longer while brokers do not answer. LedgerError when the topic is another one than
-        `positions` is of."""
+        """It may take `_ANSWER_SECONDS` longer while brokers do not answer, once more for each of their partitions that was never
+        read. LedgerError when the topic is another one than `positions` is of."""
         deadline = time.monotonic() + wait_seconds
         found: list[Arrival] = []
         size = 0
@@ -175,9 +176,10 @@ class KafkaSource:
                 missing.append(topic)
                 continue
             for number, partition in described.partitions.items():
-                parts[f"{topic}/{number}"] = (topic, number)
                 if partition.leader < 0:
                     leaderless.append(f"{topic}/{number}")
+                else:
+                    parts[f"{topic}/{number}"] = (topic, number)
         self._away = _missing(missing) or _leaderless(leaderless)
         self._try_again()
         fresh = parts.keys() - self._parts.keys()
@@ -188,25 +190,33 @@ class KafkaSource:
 
     def _try_again(self) -> None:
         """What was refused. It is over when a try brought something, or nothing but an end: that is known as soon as a fetch
-        came back, and by the next look also what was wrong with it."""
+        came back, and by the next look also what was wrong with it. A try of which nothing came back yet goes on: to assign
+        anew drops what is on its way, and a fetch may take as long as from look to look."""
         answered = {
             place for place in self._refusals if place not in self._halted and self._end_of(place) is not None
         }
         for place in answered & self._answered:
             del self._refusals[place]
         self._answered = answered
-        self._assign(self._refusals.keys() - answered)
+        self._assign(tuple(self._halted))
 
     def _assign(self, places: Collection[str]) -> None:
-        """Read these from their positions on; what was fetched of them and not read is fetched again."""
-        parts = {
-            self._parts[place]: TopicPartition(*self._parts[place], self._begin(place)) for place in places
-        }
+        """Read these from their positions on; what was fetched of them and not read is fetched again. Always by number: where
+        librdkafka looks for the beginning itself, what the brokers delete before it is read is passed over in silence."""
+        self._halted.difference_update(places)
+        parts: dict[tuple[str, int], TopicPartition] = {}
+        for place in places:
+            if place not in self._positions and (marks := self._marks(place)) is not None:
+                self._positions[place] = marks[0]
+            if place in self._positions:
+                parts[self._parts[place]] = TopicPartition(*self._parts[place], self._positions[place])
+            else:
+                self._refusals[place] = _silent(place)
+                self._halt(place)
         if parts:
             assigned = {(part.topic, part.partition) for part in self._consumer.assignment()}
             self._consumer.incremental_unassign([parts[part] for part in parts.keys() & assigned])
             self._consumer.incremental_assign(list(parts.values()))
-            self._halted.difference_update(places)
 
     def _take(self, got: Got) -> Arrival | None:
         topic, number, offset, error = got.topic(), got.partition(), got.offset(), got.error()
@@ -221,7 +231,7 @@ class KafkaSource:
             self._failed(place, error, offset)
             return None
         assert offset is not None
-        if place in self._refusals and offset != self._next(place):
+        if place in self._refusals and offset != self._positions[place]:
             self._halt(place)
             return None
         self._refusals.pop(place, None)
@@ -242,26 +252,12 @@ class KafkaSource:
         """`offset`: where. Behind a damaged record librdkafka takes bytes of it for offsets and goes on there: what is not at
         the position that is read is no news, and never what was lost."""
         self._halt(place)
-        position = self._positions.get(place)
         if error.code() not in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             self._refusals[place] = _EXPLAINER.explain(f"{place} cannot be read", error, None)
-        elif position is not None and offset == position:
-            self._out_of_range(place, position)
+        elif offset == self._positions[place]:
+            self._out_of_range(place, offset)
         else:
             self._refusals.setdefault(place, _EXPLAINER.explain(f"{place} cannot be read", error, None))
-
-    def _begin(self, place: str) -> int:
-        """The offset to ask for; by number where it failed before, since librdkafka looks for the beginning where it was last."""
-        position = self._next(place) if place in self._refusals else self._positions.get(place)
-        return OFFSET_BEGINNING if position is None else position
-
-    def _next(self, place: str) -> int | None:
-        """Where it is to be read on, also before anything was read of it; None: the brokers do not say."""
-        position = self._positions.get(place)
-        if position is not None:
-            return position
-        marks = self._marks(place)
-        return marks[0] if marks else None
 
     def _marks(self, place: str) -> tuple[int, int] | None:
         """The first offset that the brokers have of it and the one behind their last; None: they do not say."""
@@ -274,7 +270,7 @@ class KafkaSource:
 
     def _out_of_range(self, place: str, position: int) -> None:
         """The brokers do not have what comes next."""
-        self._refusals[place] = f"{place}: its brokers do not say what they have; are they up?"
+        self._refusals[place] = _silent(place)
         marks = self._marks(place)
         if marks is None:
             return
@@ -307,3 +303,7 @@ def _leaderless(places: list[str]) -> str:
         return ""
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return f"{places[0]}{more} has no leader: brokers are away; start them"
+
+
+def _silent(place: str) -> str:
+    return f"{place}: its brokers do not say what they have; are they up?"

@@ -142,8 +142,8 @@ def test_a_clock_that_is_set_back_does_not_bring_an_older_position_back(
     assert Progress(place.store).positions == {"log": 200}
     progress.forget()
     assert Progress(place.store).positions == {}
-    Progress(place.store).write({"log": 50})
-    assert Progress(place.store).positions == {"log": 50}
+    Progress(place.store).write({"log": 50, "usage-metering/0": 0})
+    assert Progress(place.store).positions == {"log": 50, "usage-metering/0": 0}
 
 
 def test_what_a_source_lost_is_written_down(place: Place) -> None:

@@ -75,6 +75,13 @@ def publish(
     assert producer.flush(20) == 0
 
 
+def forget(broker: KafkaBroker, topics: Topics, before: int) -> None:
+    """As retention does."""
+    client = admin(broker)
+    for future in client.delete_records([TopicPartition(topics.usage, 0, before)]).values():
+        future.result()
+
+
 def batches(count: int) -> list[bytes]:
     stream = Stream(new_agent_id(), 1)
     return [stream.next().batch for _ in range(count)]
@@ -147,9 +154,7 @@ def test_what_retention_took_is_told_once_and_what_is_kept_is_read(
     values = batches(10)
     publish(broker, topics.usage, values)
     place = f"{topics.usage}/0"
-    client = admin(broker)
-    for future in client.delete_records([TopicPartition(topics.usage, 0, 6)]).values():
-        future.result()
+    forget(broker, topics, 6)
     one = source(topics, {place: 2})
     assert [a.body for a in read(one, 4)] == values[6:]
     assert one.lost == {place: (2, 6)}
@@ -205,7 +210,7 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(
     until(lambda: len(client.list_topics(topics.usage, timeout=20).topics[topics.usage].partitions) == 4)
     publish(broker, topics.usage, [value], partition=3)
     assert [a.body for a in read(one, 1)] == [value]
-    assert one.positions() == {f"{topics.usage}/3": 1}
+    assert one.positions()[f"{topics.usage}/3"] == 1
 
 
 def test_brokers_that_are_away_are_named_and_it_goes_on_by_itself(
@@ -273,6 +278,22 @@ def test_a_record_that_is_damaged_on_the_brokers_disk_is_named_and_never_passed_
             assert one.read(MOST, 0.1) == []
             assert f"{topics.usage}/0 cannot be read" in one.trouble
     assert [a.body for a in read(one, 3 - place)] == values[place:]
+    until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
+
+
+@pytest.mark.parametrize("values", [batches(3), digits()], ids=["batches", "digits"])
+def test_a_first_record_that_retention_took_while_it_was_damaged_is_told(
+    broker: KafkaBroker, topics: Topics, source: Sources, values: list[bytes]
+) -> None:
+    for value in values:
+        publish(broker, topics.usage, [value])
+    place = f"{topics.usage}/0"
+    with damaged(broker, topics.usage, values[0]):
+        one = source(topics)
+        until(lambda: one.read(MOST, 0.1) == [] and f"{place} cannot be read" in one.trouble)
+        forget(broker, topics, 1)
+        assert [a.body for a in read(one, 2)] == values[1:]
+    assert one.lost == {place: (0, 1)}
     until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
 
 
