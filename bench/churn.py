@@ -27,6 +27,7 @@ from bench.cgroups import Cgroup, slice_of_our_own
 from bench.probe_set import ProbeSet, loaded
 from bench.site import Site
 from collector.handoff.log import Kind, Record, scan
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 WORKERS = 2
@@ -156,7 +157,7 @@ def _last_rows(site: Site) -> set[int]:
     for record in scan(site.directory / "collector" / "log"):
         if isinstance(record, Record) and record.kind is Kind.ACCEPTED:
             batch = pb.UsageBatch.FromString(record.body)
-            for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+            for row, cgroup_id in enumerate(table_of(batch).cgroup_id):
                 if batch.row_flags[row] & pb.ROW_FLAG_FINAL:
                     last.add(cgroup_id)
     return last

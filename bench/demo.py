@@ -25,6 +25,7 @@ from bench.probe_set import LOADER, ProbeSet, directory_for_pins
 from bench.site import Site
 from collector.handoff.log import HANDED_ON, Record, scan
 from collector.log_commands import verify
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 WORKLOADS = (
@@ -206,16 +207,16 @@ class Delivered:
 
     def _add(self, batch: pb.UsageBatch) -> None:
         self.batches += 1
-        rows = self.tenants[batch.tenant]
-        rows[0] += len(batch.containers.cgroup_id)
+        rows, table = self.tenants[batch.tenant], table_of(batch)
+        rows[0] += len(table.cgroup_id)
         rows[1] += sum(batch.cpu_usage_ns)
         if batch.HasField("host_totals"):
             self.host_kernel_ns += batch.host_totals.cpu_usage_ns
             self.deficit_ns = batch.host_totals.cpu_deficit_ns
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+        for row, cgroup_id in enumerate(table.cgroup_id):
             self.cpu_usage_ns[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
             self.ends[cgroup_id] += bool(batch.row_flags[row] & pb.ROW_FLAG_FINAL)
-            if batch.containers.kind[row] != pb.UNIT_KIND_HOST:
+            if table.kind[row] != pb.UNIT_KIND_HOST:
                 self.units.add((batch.boot_id, cgroup_id))
 
 

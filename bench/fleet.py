@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
+from hashlib import sha256
 
 import grpc
 from cryptography import x509
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from collector.door.ca import CertificateAuthority
+from wire.containers import put_table
 from wire.identity import AgentId, digest, new_agent_id
 from wire.measures import MEASURES
 from wire.tls import client_credentials
@@ -40,6 +43,12 @@ class Stream:
 
     def message(self) -> usage_pb2.UsageBatch:
         """The next batch as a message, for tests that want to spoil it; `seal` numbers it for good."""
+        batch = self.plain_message()
+        put_table(batch, batch.containers)
+        return batch
+
+    def plain_message(self) -> usage_pb2.UsageBatch:
+        """The same with its container table open."""
         rows, seq = self.rows, self.seq + 1
         start = self.start_unix_ns + seq * self.interval_ns
         batch = usage_pb2.UsageBatch(
@@ -57,15 +66,7 @@ class Stream:
             producer="bench",
             cpus=64,
             coverage=0xFF,
-            containers=usage_pb2.ContainerTable(
-                cgroup_id=range(1_000, 1_000 + rows),
-                cgroup_path=[f"/system.slice/docker-{row:064x}.scope" for row in range(rows)],
-                kind=[usage_pb2.UNIT_KIND_CONTAINER] * rows,
-                runtime=["docker"] * rows,
-                container_id=[f"{row:064x}" for row in range(rows)],
-                pod_uid=[""] * rows,
-                name=[f"container-{row}" for row in range(rows)],
-            ),
+            containers=_table(rows),
             row_flags=[0] * rows,
             known=[KNOWN] * rows,
         )
@@ -91,6 +92,21 @@ class Stream:
             producer="bench",
         )
         return pb.DeliverRequest(hello=hello)
+
+
+@lru_cache(64)
+def _table(rows: int) -> usage_pb2.ContainerTable:
+    """With ids as random as those of a runtime: zeros would be packed to nothing."""
+    ids = [sha256(f"{row}".encode()).hexdigest() for row in range(rows)]
+    return usage_pb2.ContainerTable(
+        cgroup_id=range(1_000, 1_000 + rows),
+        cgroup_path=[f"/system.slice/docker-{one}.scope" for one in ids],
+        kind=[usage_pb2.UNIT_KIND_CONTAINER] * rows,
+        runtime=["docker"] * rows,
+        container_id=ids,
+        pod_uid=[""] * rows,
+        name=[f"container-{row}" for row in range(rows)],
+    )
 
 
 @dataclass(frozen=True, slots=True)

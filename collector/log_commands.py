@@ -23,6 +23,7 @@ from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
 from collector.handoff.park import read_note
 from collector.timestamps import iso
+from wire.containers import table_of
 from wire.daemon.command_line import act_as_owner
 from wire.identity import AgentId
 from wire.measures import MEASURES
@@ -163,7 +164,7 @@ def verify(directory: Path) -> LogVerdict:
             batch = pb.UsageBatch.FromString(record.body)
             previous = batch.previous_digest
             verdict.batches += 1
-            verdict.rows += len(batch.containers.cgroup_id)
+            verdict.rows += len(batch.known)
         else:
             verdict.rejected += 1
             stream.rejected[record.seq] = record.digest
@@ -307,7 +308,7 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         "interval_duration_ns": batch.interval_duration_ns,
         "flags": batch.flags,
         "coverage": batch.coverage,
-        "rows": len(batch.containers.cgroup_id),
+        "rows": len(batch.known),
         "cpu_usage_ns": sum(batch.cpu_usage_ns),
         "gaps": [
             {
@@ -321,7 +322,8 @@ def describe(record: Record, with_rows: bool) -> dict[str, Any]:
         ],
     }
     if with_rows and record.kind not in (Kind.REJECTED, Kind.REFUSED):
-        out["usage"] = [_row(batch, row) for row in range(len(batch.containers.cgroup_id))]
+        table = table_of(batch)
+        out["usage"] = [_row(batch, table, row) for row in range(len(batch.known))]
     return out
 
 
@@ -331,10 +333,8 @@ def field_of(reason: str, detail: str) -> str:
     return named[1] if named else _FIELD_OF_REASON.get(reason, "")
 
 
-def _row(batch: pb.UsageBatch, row: int) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        name: column[row] for name in TABLE_COLUMNS if (column := getattr(batch.containers, name))
-    }
+def _row(batch: pb.UsageBatch, table: pb.ContainerTable, row: int) -> dict[str, Any]:
+    out: dict[str, Any] = {name: column[row] for name in TABLE_COLUMNS if (column := getattr(table, name))}
     out["row_flags"] = batch.row_flags[row] if batch.row_flags else 0
     known = batch.known[row]
     for bit, name in enumerate(MEASURES):

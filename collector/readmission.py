@@ -146,7 +146,7 @@ class _Judge:
             record.epoch,
             record.seq,
             batch.tenant,
-            len(batch.containers.cgroup_id),
+            len(batch.known),
             sum(batch.cpu_usage_ns),
             record.note.partition(b" ")[0].decode(),
             record.offset,

@@ -9,6 +9,10 @@ MAX_BATCH_BYTES = 1 << 20
 
 MAX_BATCH_ROWS = 1_000
 
+MAX_TABLE_EXPANSION = 16
+"""A packed container table may open to so many times its bytes: honest ones have 3 to 5, and a bucket that counts what arrives
+must not be paid for a thousandth of the work."""
+
 MAX_MESSAGE_BYTES = 4 << 20
 """One gRPC message. grpcio decompresses only up to here, so a gzip bomb ends at this size."""
 

@@ -9,6 +9,7 @@ from agent.meter.hostile import visible
 from agent.meter.model import COUNTER_BITS
 from agent.meter.rows import FOLDED_ID, ROOT_ID, Usage
 from agent.meter.usage import Gap, Outcome, Stretch
+from wire.containers import put_table
 from wire.identity import BatchId
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -145,14 +146,16 @@ def _message(
         known=[usage.known for usage in usages],
     )
     described = [producer.describe(usage) for usage in usages]
-    table = message.containers
-    table.cgroup_id.extend([usage.cgroup_id for usage in usages])
-    table.cgroup_path.extend([d.path for d in described])
-    table.kind.extend([d.kind for d in described])
-    table.runtime.extend([d.runtime for d in described])
-    table.container_id.extend([d.container_id for d in described])
-    table.pod_uid.extend([d.pod_uid for d in described])
-    table.name.extend([d.name for d in described])
+    table = pb.ContainerTable(
+        cgroup_id=[usage.cgroup_id for usage in usages],
+        cgroup_path=[d.path for d in described],
+        kind=[d.kind for d in described],
+        runtime=[d.runtime for d in described],
+        container_id=[d.container_id for d in described],
+        pod_uid=[d.pod_uid for d in described],
+        name=[d.name for d in described],
+    )
+    put_table(message, table)
     for bit, column in enumerate(zip(*(usage.values for usage in usages), strict=True)):
         if any(column):
             getattr(message, MEASURES[bit]).extend(column)

@@ -26,6 +26,7 @@ import yaml
 
 from bench.fleet import SECOND_NS, SimulatedAgent
 from bench.ports import free_port
+from wire.containers import table_of
 from wire.measures import MEASURES
 from wire.tls import CHANNEL_OPTIONS
 from wire.v1 import usage_pb2
@@ -166,16 +167,17 @@ def request_of(batches: Sequence[usage_pb2.UsageBatch]) -> bytes:
     otlp = grpc.protos("bench/peers/otlp.proto")
     request = otlp.ExportMetricsServiceRequest()
     for batch in batches:
-        for row, path in enumerate(batch.containers.cgroup_path):
+        table = table_of(batch)
+        for row, path in enumerate(table.cgroup_path):
             resource = request.resource_metrics.add()
             about = {
                 "tenant": batch.tenant,
                 "host.name": batch.host,
                 "host.id": batch.agent_id,
                 "cgroup.path": path,
-                "container.id": batch.containers.container_id[row],
-                "container.name": batch.containers.name[row],
-                "container.runtime": batch.containers.runtime[row],
+                "container.id": table.container_id[row],
+                "container.name": table.name[row],
+                "container.runtime": table.runtime[row],
             }
             resource.resource.attributes.extend(
                 otlp.KeyValue(key=key, value=otlp.AnyValue(string_value=text)) for key, text in about.items()

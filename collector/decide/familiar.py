@@ -33,9 +33,7 @@ _FIELDS = pb.UsageBatch.DESCRIPTOR.fields_by_name
 _HEAD = ("schema_version", "agent_id", "epoch")
 _INTERVAL = ("interval_start_unix_ns", "interval_end_unix_ns", "interval_duration_ns")
 _MOMENT = ("seq", "previous_digest", "tenant", *_INTERVAL)
-_CIRCUMSTANCES = (
-    "boot_id", "host", "producer", "flags", "coverage", "cpus", "containers", "row_flags", "known",
-)  # fmt: skip
+_CIRCUMSTANCES = ("boot_id", "host", "producer", "flags", "coverage", "cpus", "row_flags", "known")
 _BEHIND_MEASURES = frozenset(
     field for name, field in _FIELDS.items() if name.startswith("device_") or name == "host_totals"
 )
@@ -97,9 +95,12 @@ class News(NamedTuple):
 
 def lay_out(batch: pb.UsageBatch, body: bytes) -> Layout | None:
     """A decoded batch with rows in its parts; None if its bytes are not laid out as above."""
-    head, circumstances = _bytes_of(batch, _HEAD), _bytes_of(batch, _CIRCUMSTANCES)
+    table = batch.WhichOneof("table")
+    if table is None or not batch.known:
+        return None
+    head, circumstances = _bytes_of(batch, _HEAD), _bytes_of(batch, (*_CIRCUMSTANCES, table))
     front = head + _bytes_of(batch, _MOMENT) + circumstances
-    if not batch.containers.cgroup_id or not body.startswith(front):
+    if not body.startswith(front):
         return None
     return Layout(head, circumstances, body[len(front) :])
 
@@ -151,7 +152,7 @@ class Familiars:
             batch.tenant,
             len(_bytes_of(batch, _INTERVAL)),
             layout.circumstances,
-            len(batch.containers.cgroup_id),
+            len(batch.known),
             batch.cpus,
         )
         before = self._known.pop(key, None)

@@ -16,6 +16,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from collector.decide.familiar import Familiars, columns_in_order, lay_out
+from wire.containers import BadTable, table_of
 from wire.identity import DIGEST_BYTES, AgentId, digest
 from wire.limits import (
     MAX_BATCH_BYTES,
@@ -123,14 +124,15 @@ class Validator:
             batch = pb.UsageBatch.FromString(body)
         except (DecodeError, ValueError) as error:
             return _no(Refusal(Reason.REASON_MALFORMED, f"no UsageBatch: {error}"))
-        rows = len(batch.containers.cgroup_id)
+        rows = len(batch.known)
         cpu_usage_ns = sum(batch.cpu_usage_ns)
         layout = lay_out(batch, body)
         in_order = layout is not None and columns_in_order(layout.columns, rows)
         refusal = (
             _header(batch, agent_id, epoch, seq, permitted, self.bounds, now_unix_ns)
-            or _table(batch.containers, rows)
-            or _row_bits(batch, rows)
+            or _table(batch, rows)
+            or _numbers("row_flags", batch.row_flags, rows, "rows")
+            or _numbers("known", batch.known, rows, "rows")
             or (None if in_order else _columns(batch, rows))
             or _plausible(cpu_usage_ns, batch.cpus, batch.interval_duration_ns)
             or _side_tables(batch, rows)
@@ -208,10 +210,14 @@ def _when(start: int, end: int, duration: int, bounds: Bounds, now: int) -> Refu
     return None
 
 
-def _table(table: pb.ContainerTable, rows: int) -> Refusal | None:
+def _table(batch: pb.UsageBatch, rows: int) -> Refusal | None:
     """Judge who the rows are about."""
     if rows > MAX_BATCH_ROWS:
-        return Refusal(Reason.REASON_TOO_LARGE, f"containers: {rows} rows, at most {MAX_BATCH_ROWS}")
+        return Refusal(Reason.REASON_TOO_LARGE, f"known: {rows} rows, at most {MAX_BATCH_ROWS}")
+    try:
+        table = table_of(batch)
+    except BadTable as error:
+        return Refusal(Reason.REASON_MALFORMED, f"containers_zlib: {error}")
     for field, value in table.ListFields():
         name = field.name
         if len(value) != rows:
@@ -237,14 +243,6 @@ def _texts(name: str, texts: Sequence[str], bound_bytes: int) -> Refusal | None:
     if len(joined.translate(None, _CONTROL)) != len(joined):
         return Refusal(Reason.REASON_OUT_OF_BOUNDS, f"{name}: control characters must be written out")
     return None
-
-
-def _row_bits(batch: pb.UsageBatch, rows: int) -> Refusal | None:
-    if rows and not batch.known:
-        return _shape("known: needs a value per row")
-    return _numbers("row_flags", batch.row_flags, rows, "rows") or _numbers(
-        "known", batch.known, rows, "rows"
-    )
 
 
 def _columns(batch: pb.UsageBatch, rows: int) -> Refusal | None:

@@ -114,7 +114,7 @@ def described(place: str, end: int, batch: pb.UsageBatch, body: bytes) -> Found:
         batch.tenant,
         batch.interval_start_unix_ns,
         batch.interval_end_unix_ns,
-        len(batch.containers.cgroup_id),
+        len(batch.known),
         body,
         "",
     )

@@ -13,10 +13,12 @@ from array import array
 from collections.abc import Iterable
 from functools import lru_cache
 from operator import attrgetter
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from ledger.consume.arrival import Arrival
+from wire.containers import BadTable, open_table
 from wire.identity import DIGEST_BYTES, is_agent_id
 from wire.limits import MAX_BATCH_ROWS, MAX_VALUE, SCHEMA_VERSION
 from wire.measures import MEASURES
@@ -48,8 +50,9 @@ COLUMNS: tuple[str, ...] = (
 )
 _ALWAYS = ("cgroup_id", "cgroup_path", "kind")
 _TEXTS = ("runtime", "container_id", "pod_uid", "name")
-_units_of = attrgetter(*(f"containers.{name}" for name in _ALWAYS))
-_optional_of = attrgetter("row_flags", *(f"containers.{name}" for name in _TEXTS), *MEASURES)
+_always_of = attrgetter(*_ALWAYS)
+_texts_of = attrgetter(*_TEXTS)
+_optional_of = attrgetter("row_flags", *MEASURES)
 _measures_of = attrgetter(*MEASURES)
 _devices_of = attrgetter(*(f"device_{name}" for name in (*_DEVICES_32, *_DEVICES_64)))
 _DEVICE_CODES = "I" * len(_DEVICES_32) + "Q" * len(_DEVICES_64)
@@ -92,7 +95,7 @@ def read(arrival: Arrival) -> pb.UsageBatch:
     if rows > MAX_BATCH_ROWS:
         raise Unreadable(f"it has {rows} rows, at most {MAX_BATCH_ROWS}")
     # What the collector lets be absent stands for as many zeros or empty texts: it was accepted, so it is booked.
-    if {*map(len, _units_of(batch))} != {rows} or not {*map(len, _optional_of(batch))} <= {0, rows}:
+    if _units(batch).rows != rows or not {*map(len, _optional_of(batch))} <= {0, rows}:
         raise Unreadable("its columns are not of one length")
     if len({*map(len, _devices_of(batch))}) != 1:
         raise Unreadable("its device columns are not of one length")
@@ -129,7 +132,7 @@ def encode(arrival: Arrival, batch: pb.UsageBatch) -> bytes:
             _text(batch.host),
             _text(batch.producer),
             _THREE_32.pack(batch.flags, batch.coverage, batch.cpus),
-            _containers(batch.containers.SerializeToString(deterministic=True)),
+            _units(batch).columns,
             count,
             array("I", batch.row_flags[:]).tobytes() or bytes(4 * rows),
             count,
@@ -148,17 +151,38 @@ def encode(arrival: Arrival, batch: pb.UsageBatch) -> bytes:
     )
 
 
+class _Units(NamedTuple):
+    """A container table."""
+
+    rows: int
+    columns: bytes
+    """In RowBinary."""
+
+
+def _units(batch: pb.UsageBatch) -> _Units:
+    packed = batch.HasField("containers_zlib")
+    data = batch.containers_zlib if packed else batch.containers.SerializeToString(deterministic=True)
+    return _read_table(data, packed)
+
+
 @lru_cache(_KNOWN_TABLES)
-def _containers(serialised: bytes) -> bytes:
-    table = pb.ContainerTable.FromString(serialised)
-    return b"".join(
+def _read_table(data: bytes, packed: bool) -> _Units:
+    try:
+        table = open_table(data) if packed else pb.ContainerTable.FromString(data)
+    except BadTable as error:
+        raise Unreadable(f"its container table cannot be opened: {error}") from error
+    rows = len(table.cgroup_id)
+    if {*map(len, _always_of(table))} != {rows} or not {*map(len, _texts_of(table))} <= {0, rows}:
+        raise Unreadable("the columns of its container table are not of one length")
+    columns = b"".join(
         (
             _column("Q", table.cgroup_id),
             _texts(table.cgroup_path),
             _column("B", map(_byte, table.kind)),
-            *(_texts(getattr(table, name) or ("",) * len(table.cgroup_id)) for name in _TEXTS),
+            *(_texts(column or ("",) * rows) for column in _texts_of(table)),
         )
     )
+    return _Units(rows, columns)
 
 
 def _devices(batch: pb.UsageBatch) -> bytes:

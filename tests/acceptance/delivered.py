@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from collector.handoff.log import Kind, Record, scan
+from wire.containers import table_of
 from wire.measures import BIT
 from wire.v1 import usage_pb2 as pb
 
@@ -32,7 +33,7 @@ class Delivered:
         return [
             (batch, row)
             for batch in self.batches
-            for row, found in enumerate(batch.containers.cgroup_id)
+            for row, found in enumerate(table_of(batch).cgroup_id)
             if found == cgroup_id
         ]
 

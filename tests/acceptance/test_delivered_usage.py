@@ -22,6 +22,7 @@ from tests.acceptance.delivered import Delivered
 from tests.acceptance.kernel_figures import Figures, figures
 from tests.acceptance.machines.machine import Machine
 from tests.acceptance.weighbridge import Weighbridge
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 SECOND_NS = 1_000_000_000
@@ -183,10 +184,10 @@ def test_a_container_is_known_by_its_runtime_and_billed_to_its_tenant(delivery: 
         rows = delivery.rows(name)
         is_container = name in CONTAINERS
         assert {batch.tenant for batch, _ in rows} == {"globex" if is_container else "acme"}
-        assert {batch.containers.cgroup_path[row] for batch, row in rows} == {delivery.cgroups[name]}
+        assert {table_of(batch).cgroup_path[row] for batch, row in rows} == {delivery.cgroups[name]}
         kind = pb.UNIT_KIND_CONTAINER if is_container else pb.UNIT_KIND_SERVICE
-        assert {batch.containers.kind[row] for batch, row in rows} == {kind}
-        named = {(batch.containers.runtime[row], batch.containers.container_id[row]) for batch, row in rows}
+        assert {table_of(batch).kind[row] for batch, row in rows} == {kind}
+        named = {(table_of(batch).runtime[row], table_of(batch).container_id[row]) for batch, row in rows}
         assert named == {("podman", delivery.container_ids[name]) if is_container else ("", "")}
 
 

@@ -26,6 +26,7 @@ from tests.acceptance.probes import PINS, Probes
 from tests.acceptance.short_lives import DIRECTORY as OURS
 from tests.acceptance.short_lives import ShortLives
 from tests.acceptance.weighbridge import HOME, Weighbridge
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 INSIDE = "/opt/inside"
@@ -346,7 +347,7 @@ def test_nothing_is_twice_or_negative_and_the_agent_complained_of_nothing_else(t
     ended = [
         cgroup_id
         for batch in batches
-        for cgroup_id, flag in zip(batch.containers.cgroup_id, batch.row_flags, strict=True)
+        for cgroup_id, flag in zip(table_of(batch).cgroup_id, batch.row_flags, strict=True)
         if flag & pb.ROW_FLAG_FINAL
     ]
     assert len(ended) == len(set(ended))

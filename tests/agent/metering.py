@@ -14,6 +14,7 @@ from agent.loop import MeterLoop
 from agent.ship.spool import Spool, StoredBatch
 from agent.tally import Tally
 from tests.agent.fakehost import FakeHost
+from wire.containers import table_of
 from wire.identity import AgentId
 from wire.v1 import usage_pb2 as pb
 
@@ -68,14 +69,15 @@ def cpu_of(batches: list[pb.UsageBatch], path: str) -> int:
     return sum(
         batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
         for batch in batches
-        for row, found in enumerate(batch.containers.cgroup_path)
+        for row, found in enumerate(table_of(batch).cgroup_path)
         if found == path
     )
 
 
 def openings_of(batch: pb.UsageBatch) -> dict[str, int]:
     """Path -> cumulative CPU time at the start of its first row."""
-    return {batch.containers.cgroup_path[o.row]: o.cpu_usage_ns for o in batch.openings}
+    paths = table_of(batch).cgroup_path
+    return {paths[o.row]: o.cpu_usage_ns for o in batch.openings}
 
 
 def gaps_of(batches: list[pb.UsageBatch]) -> list[pb.Gap]:

@@ -14,6 +14,7 @@ from agent.meter.batch import Producer
 from agent.meter.model import COUNTERS
 from collector.decide.validate import Bounds, Validator
 from tests.agent.readings import CADENCE, SECOND, everybody, reading, root, snapshot
+from wire.containers import table_of
 from wire.identity import AgentId, BatchId, digest
 from wire.limits import MAX_BATCH_BYTES, MAX_BATCH_ROWS
 from wire.measures import BIT, MEASURES
@@ -88,7 +89,7 @@ def test_many_rows_with_hostile_names_are_split_into_batches_that_fit() -> None:
     bodies = sealed(outcome_of(*units))
     assert len(bodies) > 3
     assert max(map(len, bodies)) <= MAX_BATCH_BYTES
-    assert all(len(pb.UsageBatch.FromString(b).containers.cgroup_id) <= MAX_BATCH_ROWS for b in bodies)
+    assert all(len(table_of(pb.UsageBatch.FromString(b)).cgroup_id) <= MAX_BATCH_ROWS for b in bodies)
     assert accepted(bodies) == 3_001
 
 

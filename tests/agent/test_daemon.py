@@ -23,6 +23,7 @@ from collector.handoff.log import Record, scan
 from collector.log_commands import verify
 from tests.agent.fakehost import CONTAINER, FakeHost
 from tests.waiting import until
+from wire.containers import table_of
 from wire.v1 import usage_pb2
 
 
@@ -281,7 +282,7 @@ def test_on_a_full_disk_the_agent_waits_says_why_and_then_meters_what_ran_meanwh
         batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
         for record in scan(site.directory / "collector" / "log")
         if isinstance(record, Record) and (batch := usage_pb2.UsageBatch.FromString(record.body))
-        for row, path in enumerate(batch.containers.cgroup_path)
+        for row, path in enumerate(table_of(batch).cgroup_path)
         if path == CONTAINER
     ]
     # With a baseline nothing is lost by waiting; without one, metering begins where it can be written down.

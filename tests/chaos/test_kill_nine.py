@@ -16,6 +16,7 @@ from bench.cgroups import Cgroup, burner, spawner
 from bench.site import Site
 from collector.handoff.log import Kind, Record, scan
 from collector.log_commands import verify
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 AGENT_KILLS, COLLECTOR_KILLS = 50, 20
@@ -85,7 +86,7 @@ def test_delivered_cpu_equals_the_kernels_final_value_for_every_cgroup_that_live
         assert (record.epoch, record.seq) not in seen
         seen.add((record.epoch, record.seq))
         batch = pb.UsageBatch.FromString(record.body)
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+        for row, cgroup_id in enumerate(table_of(batch).cgroup_id):
             delivered[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
         sum_of_rows += sum(batch.cpu_usage_ns)
         if batch.HasField("host_totals"):

@@ -71,7 +71,7 @@ def test_an_invalid_batch_is_rejected_by_name_kept_and_counted_and_its_neighbour
     agent = door.agent()
     stream = Stream(agent.agent_id, 1)
     good = stream.next()
-    message = stream.message()
+    message = stream.plain_message()
     spoil(message)
     bad = stream.seal(message)
     after = stream.next()

@@ -14,6 +14,7 @@ from bench.fleet import SECOND_NS, Stream
 from collector.decide import validate
 from collector.decide.familiar import Familiars, lay_out
 from collector.decide.validate import Bounds, Checked, Validator
+from wire.containers import put_table, table_of
 from wire.identity import new_agent_id
 from wire.limits import MAX_VALUE
 from wire.measures import MEASURES
@@ -233,7 +234,9 @@ def test_any_numbers_are_judged_as_one_by_one(
 ) -> None:
     message = message_of(header, columns, devices)
     if new_table:
-        message.containers.name[0] = "another"
+        table = table_of(message)
+        table.name[0] = "another"
+        put_table(message, table)
     known, unknown = both(message.SerializeToString(deterministic=True))
     assert verdict(known) == verdict(unknown)
 

@@ -162,7 +162,7 @@ def as_json(stream: Stream, batches: int) -> list[dict[str, Any]]:
     """What a writer would send who knows nothing of digests."""
     out = []
     for _ in range(batches):
-        batch = stream.message()
+        batch = stream.plain_message()
         stream.seal(batch)
         batch.ClearField("previous_digest")
         out.append(json_format.MessageToDict(batch, preserving_proto_field_name=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bench.fleet import SECOND_NS, Stream
 from collector.decide.validate import Bounds, Checked, Validator, check_bytes
 from collector.log_commands import field_of
+from wire.containers import put_table, table_of
 from wire.identity import digest, new_agent_id
 from wire.limits import MAX_BATCH_BYTES
 from wire.statuses import Reason
@@ -27,10 +29,19 @@ def judged(
     bounds: Bounds | None = None,
     permitted: frozenset[str] | None = None,
 ) -> Checked:
-    batch = Stream(AGENT, 5, rows).message()
+    """The verdict, which is the same whether the table came packed or not."""
+    batch = Stream(AGENT, 5, rows).plain_message()
     spoil(batch)
-    body = batch.SerializeToString(deterministic=True)
-    return Validator(bounds or Bounds()).check(body, AGENT, 5, 1, permitted, time.time_ns())
+    plain = batch.SerializeToString(deterministic=True)
+    packed = pb.UsageBatch.FromString(plain)
+    packed.containers_zlib = zlib.compress(batch.containers.SerializeToString(deterministic=True), 0)
+    now = time.time_ns()
+    verdicts = [
+        Validator(bounds or Bounds()).check(body, AGENT, 5, 1, permitted, now)
+        for body in (plain, packed.SerializeToString(deterministic=True))
+    ]
+    assert verdicts[0] == verdicts[1]
+    return verdicts[0]
 
 
 def test_a_good_batch_is_good() -> None:
@@ -80,7 +91,9 @@ SPOILED: list[tuple[str, Callable[[pb.UsageBatch], object], Reason]] = [
     ("host totals from a newline", lambda b: setattr(b.host_totals, "cpu_source", "a\nb"), Reason.REASON_OUT_OF_BOUNDS),
     ("negative host totals", lambda b: setattr(b.host_totals, "cpu_deficit_ns", 2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
     ("a negative opening", lambda b: b.openings.add(row=1, io_read_ops=2**64 - 5), Reason.REASON_OUT_OF_BOUNDS),
-    ("rows without end", lambda b: b.containers.cgroup_id.extend(range(1, 2_000)), Reason.REASON_TOO_LARGE),
+    ("rows without end", lambda b: b.known.extend([1] * 1_000), Reason.REASON_TOO_LARGE),
+    ("a table without end", lambda b: b.containers.cgroup_id.extend(range(1, 2_000)), Reason.REASON_TABLE_SHAPE),
+    ("no table", lambda b: b.ClearField("containers"), Reason.REASON_TABLE_SHAPE),
     ("gaps without end", lambda b: [b.gaps.add() for _ in range(65)], Reason.REASON_TOO_LARGE),
 ]  # fmt: skip
 
@@ -182,7 +195,9 @@ def test_a_table_is_looked_into_again_when_a_byte_of_it_changed() -> None:
     stream = Stream(AGENT, 5, 3)
     assert validator.check(stream.next().batch, AGENT, 5, 1, None, time.time_ns()).refusal is None
     second = stream.message()
-    second.containers.name[1] = "container-\x07"
+    table = table_of(second)
+    table.name[1] = "container-\x07"
+    put_table(second, table)
     item = stream.seal(second)
     refused = validator.check(item.batch, AGENT, 5, 2, None, time.time_ns()).refusal
     assert refused is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.agent.fakehost import CONTAINER, FakeHost
 from tests.agent.metering import Metering, cpu_of
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 OTHER = "/system.slice/nginx.service"
@@ -73,7 +74,7 @@ def test_edge_tenant_change_cuts_the_interval_and_each_row_has_one_tenant(
     second = changed.tick()
 
     def tenants(batches: list[pb.UsageBatch]) -> dict[str, int]:
-        return {b.tenant: cpu_of([b], CONTAINER) for b in batches if CONTAINER in b.containers.cgroup_path}
+        return {b.tenant: cpu_of([b], CONTAINER) for b in batches if CONTAINER in table_of(b).cgroup_path}
 
     assert tenants(first) == {"acme": 3_000_000}, (
         "the interval in which the owner changed is still the old one's"

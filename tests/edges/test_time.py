@@ -13,6 +13,7 @@ from collector.log_commands import verify
 from tests.agent.fakehost import CONTAINER, FakeHost
 from tests.agent.metering import Metering, cpu_of, gaps_of, openings_of
 from tests.agent.readings import BOOT_B, CADENCE, SECOND, WALL, everybody, reading, root, snapshot
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 
@@ -111,8 +112,8 @@ def test_edge_memory_while_the_agent_was_down_is_a_trapezoid_marked_and_bounded(
     time.sleep(1.2)
     metering.start()
     batches = metering.tick()
-    batch = next(b for b in batches if CONTAINER in b.containers.cgroup_path)
-    row = list(batch.containers.cgroup_path).index(CONTAINER)
+    batch = next(b for b in batches if CONTAINER in table_of(b).cgroup_path)
+    row = list(table_of(batch).cgroup_path).index(CONTAINER)
     seconds = batch.interval_duration_ns / SECOND
     assert batch.flags & pb.BATCH_FLAG_AGENT_WAS_DOWN
     assert batch.row_flags[row] & pb.ROW_FLAG_MEMORY_ESTIMATED

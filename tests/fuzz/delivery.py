@@ -90,7 +90,7 @@ def is_right(checked: Checked, body: bytes, identity: BatchId) -> None:
     assert not wrong, wrong
     assert batch is not None
     columns = [(name, column) for name in _COLUMNS if (column := getattr(batch, name))]
-    rows = [{name: column[row] for name, column in columns} for row in range(len(batch.containers.cgroup_id))]
+    rows = [{name: column[row] for name, column in columns} for row in range(len(batch.known))]
     assert checked.rows == len(rows)
     assert checked.cpu_usage_ns == sum(row.get("cpu_usage_ns", 0) for row in rows)
     assert (checked.tenant, checked.previous_digest) == (batch.tenant, batch.previous_digest)

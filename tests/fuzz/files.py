@@ -54,7 +54,7 @@ def _place(found: Found) -> Place:
     assert batch is not None
     assert found.identity == (batch.agent_id, batch.epoch, batch.seq)
     assert found.tenant == batch.tenant
-    assert found.rows == len(batch.containers.cgroup_id)
+    assert found.rows == len(batch.known)
     assert found.interval_start_unix_ns == batch.interval_start_unix_ns
     assert found.interval_end_unix_ns == batch.interval_end_unix_ns
     return found.end, found.body

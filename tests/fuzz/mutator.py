@@ -6,6 +6,7 @@ Bytes changed anywhere mostly end at the digest, or as no protobuf at all; those
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 
 from google.protobuf.message import DecodeError
@@ -19,6 +20,8 @@ Mutate = Callable[[bytes, int], bytes]
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _NUMBERS = (0, 1, 3, 127, 128, 2**32 - 1, 2**32, 2**56 - 1, 2**56, 2**62, 2**62 + 1, 2**63, 2**64 - 1)
 _MOST_ITEMS = 4
+_TABLE, _TABLE_ZLIB = 20, 21
+_MOST_OPENED = 1 << 16
 
 
 def other_delivery(data: bytes, max_size: int, seed: int, mutate: Mutate) -> bytes:
@@ -78,11 +81,14 @@ def _other_fields(message: bytes, room: int, rng: random.Random, mutate: Mutate)
             fields[at] = (rng.randrange(1, 84), kind, value)
         case 4 if kind == _LENGTH:
             # Packed numbers, or a table of columns: one of those.
-            fields[at] = (
-                number,
-                kind,
-                _other_fields(value, room, rng, mutate) if number == 20 else _numbers(value, rng),
+            other = (
+                _other_fields(value, room, rng, mutate)
+                if number == _TABLE
+                else _other_packed(value, room, rng, mutate)
+                if number == _TABLE_ZLIB
+                else _numbers(value, rng)
             )
+            fields[at] = (number, kind, other)
         case 5 if kind == _LENGTH:
             fields[at : at + 1] = [(number, _VARINT, one) for one in _varints(value)]
         case _ if kind == _VARINT:
@@ -94,6 +100,23 @@ def _other_fields(message: bytes, room: int, rng: random.Random, mutate: Mutate)
         case _:
             fields[at] = (number, kind, mutate(value, len(value) + room))
     return b"".join(_encoded(*field) for field in fields)
+
+
+def _other_packed(stream: bytes, room: int, rng: random.Random, mutate: Mutate) -> bytes:
+    """A packed table with something in it changed, or that opens to very much, or is cut off, or has something behind it."""
+    try:
+        plain = zlib.decompressobj().decompress(stream, _MOST_OPENED)
+    except zlib.error:
+        return mutate(stream, len(stream) + room)
+    match rng.randrange(8):
+        case 0:
+            return zlib.compress(plain + bytes(rng.randrange(_MOST_OPENED)), rng.randrange(10))
+        case 1:
+            return stream[: rng.randrange(len(stream))]
+        case 2:
+            return stream + rng.randbytes(3)
+        case _:
+            return zlib.compress(_other_fields(plain, room, rng, mutate), rng.randrange(10))
 
 
 def _numbers(packed: bytes, rng: random.Random) -> bytes:

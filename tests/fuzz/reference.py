@@ -7,6 +7,7 @@ stops at the first fault and compares bytes where it can.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -53,11 +54,11 @@ def faults(batch: pb.UsageBatch | None, around: Circumstances) -> set[Fault]:
     """Everything that is wrong; empty: the batch has to be accepted."""
     if batch is None:
         return {(Reason.REASON_MALFORMED, "")}
-    rows = len(batch.containers.cgroup_id)
+    rows = len(batch.known)
     return {
         *_header(batch, around),
         *_interval(batch, around.now_unix_ns),
-        *_table(batch.containers, rows),
+        *_table(batch, rows),
         *_columns(batch, rows),
         *_devices(batch, rows),
         *_others(batch, rows),
@@ -102,9 +103,24 @@ def _interval(batch: pb.UsageBatch, now_unix_ns: int) -> Iterator[Fault]:
         yield Reason.REASON_CLOCK_SKEW, "interval_end_unix_ns"
 
 
-def _table(table: pb.ContainerTable, rows: int) -> Iterator[Fault]:
+def _opened(packed: bytes) -> pb.ContainerTable | None:
+    """None: it is no table, or more of one than it may be."""
+    try:
+        plain = zlib.decompress(packed)
+        if len(plain) > min(limits.MAX_BATCH_BYTES, 16 * len(packed)):
+            return None
+        return pb.ContainerTable.FromString(plain)
+    except (zlib.error, DecodeError):
+        return None
+
+
+def _table(batch: pb.UsageBatch, rows: int) -> Iterator[Fault]:
     if rows > limits.MAX_BATCH_ROWS:
-        yield Reason.REASON_TOO_LARGE, "containers"
+        yield Reason.REASON_TOO_LARGE, "known"
+    table = _opened(batch.containers_zlib) if batch.HasField("containers_zlib") else batch.containers
+    if table is None:
+        yield Reason.REASON_MALFORMED, "containers_zlib"
+        return
     for name in TABLE:
         column = getattr(table, name)
         if len(column) not in (0, rows):
@@ -115,13 +131,11 @@ def _table(table: pb.ContainerTable, rows: int) -> Iterator[Fault]:
                     yield Reason.REASON_OUT_OF_BOUNDS, name
             elif value > limits.MAX_VALUE or (name == "kind" and value not in _KINDS):
                 yield Reason.REASON_OUT_OF_BOUNDS, name
-    if rows and not (table.cgroup_path and table.kind):
+    if rows and not (table.cgroup_id and table.cgroup_path and table.kind):
         yield Reason.REASON_TABLE_SHAPE, "containers"
 
 
 def _columns(batch: pb.UsageBatch, rows: int) -> Iterator[Fault]:
-    if rows and not batch.known:
-        yield Reason.REASON_TABLE_SHAPE, "known"
     for name in ("row_flags", "known", *MEASURES):
         yield from _numbers(name, getattr(batch, name), rows)
     bound = max(LARGE, MOST_MEMORY_BYTES * (batch.interval_duration_ns // 10**9 + 2))

@@ -103,6 +103,7 @@ MOST_BYTES_A_BYTE = 100
 """What judging a batch may take in memory for each of its bytes: an empty message or text in a list is the dearest."""
 DEAR = """
 import resource
+import zlib
 from collector.decide.validate import Bounds, Validator
 from tests.fuzz.delivery import AGENT, NOW_UNIX_NS
 from tests.fuzz.likeness import likeness
@@ -118,7 +119,10 @@ room = MAX_BATCH_BYTES - len(good) - 16
 table = pb.UsageBatch(containers=pb.ContainerTable(name=[""] * (room // 2)))
 columns = pb.UsageBatch(cpu_usage_ns=[1] * room)
 cheap = [pb.UsageBatch(gaps=[pb.Gap()]), pb.UsageBatch(openings=[pb.Opening()]), pb.UsageBatch(device_row=[1])]
-extras = [table.SerializeToString(), columns.SerializeToString()]
+packer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # to an eighth: no more than it may open to
+plain = pb.ContainerTable(name=[""] * (MAX_BATCH_BYTES // 2)).SerializeToString()
+packed = pb.UsageBatch(containers_zlib=packer.compress(plain) + packer.flush())
+extras = [table.SerializeToString(), columns.SerializeToString(), packed.SerializeToString()]
 extras += [(one := message.SerializeToString()) * (room // len(one)) for message in cheap]
 extras += [b"\\xfb\\x07\\xfc\\x07" * (room // 4), b"\\xf8\\x07\\x01" * (room // 3)]  # groups and numbers nobody knows
 validator = Validator(Bounds())

@@ -131,7 +131,7 @@ def test_the_largest_batch_goes_through_and_a_larger_one_among_the_rejected(
     door = begin(site, broker, topic)
     agent = door.agent()
     stream = Stream(agent.agent_id, 1, rows=1_000)
-    message = stream.message()
+    message = stream.plain_message()
     room = MAX_BATCH_BYTES - len(message.SerializeToString()) - 20_000
     for row in range(1_000):
         message.containers.cgroup_path[row] += "x" * min(900, room // 1_000)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ledger.recover.facts import RECOVERABLE, Beginning, Booked, Opening
+from wire.containers import table_of
 from wire.measures import BIT
 from wire.v1 import usage_pb2 as pb
 
@@ -38,16 +39,17 @@ def _changes(batches: list[pb.UsageBatch]) -> dict[tuple[str, int], set[int]]:
     first: dict[tuple[str, int, str, int], int] = {}
     out: dict[tuple[str, int], set[int]] = defaultdict(set)
     for batch in batches:
-        start = batch.interval_start_unix_ns
-        for cgroup_id in batch.containers.cgroup_id:
+        start, cgroup_ids = batch.interval_start_unix_ns, table_of(batch).cgroup_id
+        for cgroup_id in cgroup_ids:
             first.setdefault((batch.agent_id, batch.epoch, batch.boot_id, cgroup_id), start)
         for opening in batch.openings:
-            cgroup_id = batch.containers.cgroup_id[opening.row]
+            cgroup_id = cgroup_ids[opening.row]
             if first[batch.agent_id, batch.epoch, batch.boot_id, cgroup_id] < start:
                 out[batch.agent_id, batch.epoch].add(start)
     for batch in batches:
-        opening = {batch.containers.cgroup_id[o.row] for o in batch.openings}
-        if 1 in batch.containers.cgroup_id and 1 not in opening:
+        cgroup_ids = table_of(batch).cgroup_id
+        opening = {cgroup_ids[o.row] for o in batch.openings}
+        if 1 in cgroup_ids and 1 not in opening:
             out[batch.agent_id, batch.epoch].discard(batch.interval_start_unix_ns)
     return out
 
@@ -58,7 +60,7 @@ def _span(batch: pb.UsageBatch, changes: dict[tuple[str, int], set[int]]) -> int
 
 
 def _openings(batch: pb.UsageBatch, changes: dict[tuple[str, int], set[int]]) -> Iterator[Opening]:
-    table = batch.containers
+    table = table_of(batch)
     for opening in batch.openings:
         yield Opening(
             batch.agent_id,
@@ -78,14 +80,15 @@ def _openings(batch: pb.UsageBatch, changes: dict[tuple[str, int], set[int]]) ->
 def _sums(batches: list[pb.UsageBatch], changes: dict[tuple[str, int], set[int]]) -> list[Booked]:
     out: dict[tuple[object, ...], Booked] = {}
     for batch in batches:
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+        table = table_of(batch)
+        for row, cgroup_id in enumerate(table.cgroup_id):
             key = (batch.agent_id, batch.epoch, _span(batch, changes), batch.boot_id, cgroup_id)
             values = tuple(amount(batch, name, row) for name in RECOVERABLE)
             found = out.get(key)
             out[key] = Booked(
                 *key,  # type: ignore[arg-type]
-                batch.containers.cgroup_path[row],
-                batch.containers.kind[row],
+                table.cgroup_path[row],
+                table.kind[row],
                 found.first_start_ns if found else batch.interval_start_unix_ns,
                 batch.interval_end_unix_ns,
                 bool(batch.row_flags[row] & pb.ROW_FLAG_COUNTER_RESET) or bool(found and found.was_reset),
@@ -101,7 +104,7 @@ def _beginnings(batches: list[pb.UsageBatch], changes: dict[tuple[str, int], set
         intervals[batch.agent_id, batch.epoch, batch.interval_start_unix_ns].append(batch)
     out = []
     for (agent_id, epoch, _), of in intervals.items():
-        if not any(b.containers.cgroup_id[o.row] == 1 for b in of for o in b.openings):
+        if not any(table_of(b).cgroup_id[o.row] == 1 for b in of for o in b.openings):
             continue
         first, last = of[0].seq, of[-1].seq
         all_booked = (
@@ -131,6 +134,6 @@ def total(batches: Iterable[pb.UsageBatch], name: str, cgroup_ids: frozenset[int
     return sum(
         amount(batch, name, row)
         for batch in batches
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id)
+        for row, cgroup_id in enumerate(table_of(batch).cgroup_id)
         if cgroup_ids is None or cgroup_id in cgroup_ids
     )

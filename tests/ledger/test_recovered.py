@@ -13,6 +13,7 @@ from ledger.recover.recovered import recovered
 from tests.agent.readings import BOOT_B
 from tests.ledger.books import facts, total
 from tests.ledger.metered import CONTAINERS, NESTED, OWN, PATHS, Agent, Kernel
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 ALL = set(PATHS)
@@ -244,7 +245,7 @@ def test_folded_rows_leave_what_may_be_theirs_with_the_host() -> None:
     story.live({"box": 10}, alive={"ci", "job", "solo"})
     story.agent.tick(hold=True, fold=True)
     story.book({})
-    assert any(pb.UNIT_KIND_FOLDED in b.containers.kind for b in story.booked)
+    assert any(pb.UNIT_KIND_FOLDED in table_of(b).kind for b in story.booked)
     story.interval({"solo": 7})
     story.agent.lose_spool()
     story.book({})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+import zlib
 from collections.abc import Callable
 
 import pytest
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from collector.decide.validate import Bounds, Validator
@@ -16,7 +17,7 @@ from ledger.consume.arrival import Kind
 from ledger.store.client import Store
 from tests.ledger.site import T0, agent, arrival, batch
 from wire.identity import AgentId
-from wire.limits import MAX_VALUE
+from wire.limits import MAX_BATCH_BYTES, MAX_VALUE
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
@@ -225,6 +226,7 @@ WRONG: dict[str, tuple[Callable[[pb.UsageBatch], object], str]] = {
     "a path too few": (lambda b: b.containers.cgroup_path.pop(), "one length"),
     "no paths": (lambda b: b.containers.ClearField("cgroup_path"), "one length"),
     "a name too many": (lambda b: b.containers.name.extend("abc"), "one length"),
+    "a table that is none": (lambda b: setattr(b, "containers_zlib", b"x"), "cannot be opened"),
     "a flag too few": (lambda b: b.row_flags.append(1), "one length"),
     "a device too few": (lambda b: b.device_row.pop(), "device columns"),
     "a device of no row": (lambda b: b.device_row.__setitem__(0, 2), "a row that it does not have"),
@@ -300,6 +302,17 @@ def test_what_a_collector_takes_in_can_be_booked(what: pb.UsageBatch) -> None:
     if checked.refusal is None:
         assert read(one) == what
         assert encode(one, what)
+
+
+@given(what=batches())
+def test_a_packed_table_gives_the_same_row(what: pb.UsageBatch) -> None:
+    one, packed = arrival(what), pb.UsageBatch()
+    packed.CopyFrom(what)
+    plain = what.containers.SerializeToString()
+    assume(len(plain) <= MAX_BATCH_BYTES)
+    packed.containers_zlib = zlib.compress(plain, 0)
+    assert read(arrival(packed)) == packed
+    assert encode(one, packed) == encode(one, what)
 
 
 def test_what_a_collector_lets_be_absent_is_booked() -> None:

@@ -18,6 +18,7 @@ from bench import probe_set
 from bench.cgroups import Cgroup
 from tests.agent.metering import AGENT
 from tests.agent.test_labels import ID, containers, docker
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 
@@ -47,10 +48,11 @@ def test_labels_are_learned_while_a_short_container_lives(tmp_path: Path, ours: 
                 time.sleep(0.02)
             loop.tick()
             rows = [
-                (batch.tenant, batch.containers.name[row], batch.row_flags[row] & pb.ROW_FLAG_FINAL)
+                (batch.tenant, table.name[row], batch.row_flags[row] & pb.ROW_FLAG_FINAL)
                 for stored in spool.pending(None, 1_000, 1 << 30)
                 for batch in [pb.UsageBatch.FromString(stored.body)]
-                for row, cgroup_id in enumerate(batch.containers.cgroup_id)
+                for table in [table_of(batch)]
+                for row, cgroup_id in enumerate(table.cgroup_id)
                 if cgroup_id == short.cgroup_id
             ]
             assert rows == [("globex", "nightly", pb.ROW_FLAG_FINAL)]

@@ -17,6 +17,7 @@ from bench.cgroups import Cgroup
 from bench.probe_set import ProbeSet
 from bench.site import Site
 from collector.handoff.log import Kind, Record, scan
+from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 LIVES = 10_000
@@ -84,7 +85,7 @@ def delivered(site: Site) -> tuple[dict[int, int], dict[int, int], set[int], int
         if record.kind is not Kind.ACCEPTED:
             continue
         batch = pb.UsageBatch.FromString(record.body)
-        for row, cgroup_id in enumerate(batch.containers.cgroup_id):
+        for row, cgroup_id in enumerate(table_of(batch).cgroup_id):
             cpu[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
             if batch.row_flags[row] & pb.ROW_FLAG_FINAL:
                 last[cgroup_id] += 1

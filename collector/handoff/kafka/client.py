@@ -76,7 +76,7 @@ def configuration(kafka: Kafka) -> dict[str, Any]:
         )
     timeout_ms = round(kafka.delivery_timeout * 1_000)
     return {
-        # A container table is sent with every batch: seven eighths of what goes over the network and lies on the brokers.
+        # One host's batches repeat each other: of 100 rows, half of the bytes are the same container table.
         "compression.type": "lz4",
         **connection(kafka),
         "enable.idempotence": True,

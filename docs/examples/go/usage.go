@@ -30,11 +30,11 @@ func measure(me identity, held []*pb.Item, tenant string, words []string) *pb.It
 		Host:   must(os.Hostname()), Producer: producer, Cpus: uint32(runtime.NumCPU()),
 		Flags:    uint32(pb.BatchFlag_BATCH_FLAG_LONG_INTERVAL), // aligned to nothing: it may cross an hour
 		Coverage: uint32(pb.Coverage_COVERAGE_CPU),
-		Containers: &pb.ContainerTable{
+		Table: &pb.UsageBatch_Containers{Containers: &pb.ContainerTable{
 			CgroupId:   []uint64{uint64(start.UnixNano())}, // no cgroup has it, no other command of this boot gets it
 			CgroupPath: []string{"/command"},
 			Kind:       []uint32{uint32(pb.UnitKind_UNIT_KIND_OTHER)},
-		},
+		}},
 		RowFlags: []uint32{uint32(pb.RowFlag_ROW_FLAG_FINAL)},
 		Known:    []uint64{cpuKnown}, CpuUsageNs: []uint64{uint64(cpuUsage)},
 		Openings: []*pb.Opening{{Row: 0, Known: cpuKnown}}, // born within the epoch: from zero
