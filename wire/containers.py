@@ -1,4 +1,7 @@
-"""The container table of a batch: packed by whoever writes it, opened by whoever reads it. Nobody else looks at the oneof."""
+"""The container table of a batch: packed by whoever writes it, opened by whoever reads it.
+
+Nobody else reads the oneof; who knows a table from before compares its bytes, as they are.
+"""
 
 from __future__ import annotations
 

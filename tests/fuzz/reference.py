@@ -104,10 +104,11 @@ def _interval(batch: pb.UsageBatch, now_unix_ns: int) -> Iterator[Fault]:
 
 
 def _opened(packed: bytes) -> pb.ContainerTable | None:
-    """None: it is no table, or more of one than it may be."""
+    """None: it is no table, or more of one than it may be, or more than one."""
+    stream = zlib.decompressobj()
     try:
-        plain = zlib.decompress(packed)
-        if len(plain) > min(limits.MAX_BATCH_BYTES, 16 * len(packed)):
+        plain = stream.decompress(packed)
+        if not stream.eof or stream.unused_data or len(plain) > min(limits.MAX_BATCH_BYTES, 16 * len(packed)):
             return None
         return pb.ContainerTable.FromString(plain)
     except (zlib.error, DecodeError):
