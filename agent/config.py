@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agent.meter.labels import LabelsSettings
-from agent.meter.owners import Owners, OwnersError, OwnersSettings
+from agent.meter.owners import LabelsSettings, Owners, OwnersError, OwnersSettings
 from wire.daemon.settings import Bytes, Seconds, SettingsError, load
 
 DEFAULT_FILE = Path("/etc/weighbridge/agent.yaml")

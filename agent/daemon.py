@@ -32,7 +32,7 @@ from agent.ship.spool import BatchKey, Spool
 from agent.ship.spool_file import SpoolError, SpoolUnavailable
 from agent.tally import Tally
 from wire.daemon import journal
-from wire.daemon.control import ControlSocket
+from wire.daemon.control_socket import ControlSocket
 from wire.daemon.local_port import LocalPort, new_registry
 from wire.daemon.reload import Reload
 from wire.daemon.settings import SettingsError

@@ -1,9 +1,8 @@
-"""`weighbridge-collector`: the commands."""
+"""`weighbridge-collector`: the commands. Heavy parts are imported by the command that needs them."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import faulthandler
 import gc
 import json
@@ -16,12 +15,9 @@ from collector import (
     config,
     import_commands,
     log_commands,
-    online,
 )
 from collector.door import ca_commands
-from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
-from collector.webhook import read_secret
 from wire.daemon import journal
 from wire.daemon.command_line import describe_reload, run_command
 from wire.daemon.control import ask
@@ -77,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    import asyncio
+
     from collector.server import Server
 
     settings = config.read(args.config)
@@ -96,16 +94,22 @@ def _run(args: argparse.Namespace) -> int:
 def _check_config(args: argparse.Namespace) -> int:
     settings = config.read(args.config)
     if not settings.external_ca:
+        from collector.door.ca import CertificateAuthority
+
         CertificateAuthority(settings.ca_dir).server_pem()
     if settings.handoff.kafka.brokers:
         from collector.handoff.kafka.client import Client
 
         Client(settings.handoff.kafka).close()
     if settings.webhook.url and settings.webhook.secret_file:
+        from collector.webhook import read_secret
+
         read_secret(settings.webhook.secret_file)
     print("settings are good")
     if not args.online:
         return 0
+    from collector import online
+
     sound = True
     for finding in online.findings(settings):
         print(f"{finding.verdict:8} {finding.what}: {finding.text}")

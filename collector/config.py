@@ -15,6 +15,8 @@ from wire.limits import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES
 
 DEFAULT_FILE = Path("/etc/weighbridge/collector.yaml")
 DEFAULT_STATE_DIR = Path("/var/lib/weighbridge-collector")
+SETTING_REASONS = ("REASON_UNKNOWN_TENANT", "REASON_TENANT_NOT_PERMITTED", "REASON_CLOCK_SKEW")
+"""Rejections that other settings would not have made: `log readmit` lets in what they concern."""
 
 D = msgspec.Meta
 

@@ -16,12 +16,11 @@ from typing import Any
 import msgspec
 from google.protobuf.message import DecodeError
 
-from collector import readmission
 from collector.audit import Audit
-from collector.config import Settings
+from collector.config import SETTING_REASONS, Settings
 from collector.errors import CollectorError
 from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
-from collector.handoff.park import read_note
+from collector.handoff.park_notes import read_note
 from collector.timestamps import iso
 from wire.containers import table_of
 from wire.daemon.command_line import act_as_owner
@@ -110,7 +109,7 @@ def add_commands(
     again.add_argument(
         "--reason",
         action="append",
-        choices=[reason.removeprefix("REASON_").lower() for reason in readmission.SETTING_REASONS],
+        choices=[reason.removeprefix("REASON_").lower() for reason in SETTING_REASONS],
         help="only what was rejected for this; repeatable",
     )
     again.add_argument("--tenant", help="only this tenant's")
@@ -354,10 +353,12 @@ def _repair(directory: Path, audit: Audit) -> int:
 
 
 def _readmit(args: argparse.Namespace, settings: Settings) -> int:
+    from collector import readmission
+
     directory = _existing(settings.log_directory)
     if not args.dry_run:
         _as_owner(directory)
-    reasons = [f"REASON_{name.upper()}" for name in args.reason or ()] or readmission.SETTING_REASONS
+    reasons = [f"REASON_{name.upper()}" for name in args.reason or ()] or SETTING_REASONS
     choice = readmission.Choice(reasons, args.tenant, args.agent_id)
     outcomes = readmission.readmit(settings, choice, args.dry_run, Audit(settings.audit_file))
     for outcome in outcomes:

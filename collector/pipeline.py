@@ -40,7 +40,7 @@ from collector.decide.dedup import Seen, StreamState
 from collector.decide.validate import Refusal, Validator, check_bytes
 from collector.door.authenticate import Peer
 from collector.handoff.log import UNVERIFIED, DurableLog, Kind, frame
-from collector.handoff.park import parked_note
+from collector.handoff.park_notes import parked_note
 from collector.handoff.receipts import Receipts
 from collector.job import Job, Park
 from collector.notices import Notices

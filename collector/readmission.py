@@ -1,7 +1,7 @@
 """Usage that was rejected because of how this collector was set up, let in once the set-up is right.
 
 A rejected batch is in the log with its bytes, and its identity is used up: the agent never sends it again. Where
-the reason was a setting (SETTING_REASONS), the batch is judged again as it would have been on arrival, by the
+the reason was a setting (`config.SETTING_REASONS`), the batch is judged again as it would have been on arrival, by the
 settings of today. What passes is appended as accepted, with a note that says how it came in; the rejected
 record stays. Doing it twice changes nothing: a batch that has an accepted record is not looked at again.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from collector.audit import Witness, unseen
-from collector.config import Settings
+from collector.config import SETTING_REASONS, Settings
 from collector.decide.validate import Validator
 from collector.door.ca import CertificateAuthority
 from collector.handoff.log import (
@@ -38,7 +38,6 @@ from wire.identity import AgentId
 from wire.statuses import Reason
 from wire.v1 import usage_pb2 as pb
 
-SETTING_REASONS = ("REASON_UNKNOWN_TENANT", "REASON_TENANT_NOT_PERMITTED", "REASON_CLOCK_SKEW")
 NOTE = "READMITTED"
 _GROUP_BYTES = 4 << 20
 

@@ -36,7 +36,7 @@ from collector.state.sqlite import CHECKPOINT_FILE, Checkpoint
 from collector.tally import Tally
 from collector.webhook import WebhookSender
 from wire.daemon import journal
-from wire.daemon.control import ControlSocket
+from wire.daemon.control_socket import ControlSocket
 from wire.daemon.disk import wait_for_disk
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry

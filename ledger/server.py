@@ -20,7 +20,7 @@ from ledger.lock import Lock
 from ledger.times import clock
 from ledger.worker import OPENING, Open, Worker
 from wire.daemon import journal
-from wire.daemon.control import MAX_REQUEST_BYTES, ControlSocket
+from wire.daemon.control_socket import MAX_REQUEST_BYTES, ControlSocket
 from wire.daemon.disk import wait_for_disk
 from wire.daemon.files import replace_durably
 from wire.daemon.local_port import LocalPort, new_registry

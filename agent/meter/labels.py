@@ -13,13 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
-
-import msgspec
+from typing import Any, Protocol
 
 from agent.meter.hostile import visible
-from agent.meter.owners import NO_LABELS, Labels
-from wire.daemon.settings import Seconds
+from agent.meter.owners import NO_LABELS, Labels, LabelsSettings
 from wire.limits import MAX_NAME_BYTES
 
 MAX_ANSWER_BYTES = 16 << 20
@@ -31,25 +28,6 @@ ASK_AT_MOST_EVERY_SECONDS = 1.0
 
 _POD_NAME, _POD_NAMESPACE = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace"
 _CONTAINER_NAME = "io.kubernetes.container.name"
-
-
-class LabelsSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where names and labels come from. All off by default."""
-
-    docker_socket: Annotated[
-        Path | None,
-        msgspec.Meta(description="Docker's API socket. Whoever may open it is root; never needed to meter"),
-    ] = None
-    podman_socket: Annotated[
-        Path | None, msgspec.Meta(description="podman's API socket (podman.socket), Docker-compatible")
-    ] = None
-    cri_socket: Annotated[
-        Path | None,
-        msgspec.Meta(description="containerd's or CRI-O's CRI socket (Kubernetes); root likewise"),
-    ] = None
-    refresh: Annotated[
-        Seconds, msgspec.Meta(description="how often a source is asked when no new container asks for it")
-    ] = Seconds(60)
 
 
 class LabelSource(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from agent.errors import AgentError
 from agent.meter.hostile import visible
 from agent.meter.identity import KINDS, Identity
+from wire.daemon.settings import Seconds
 from wire.identity import UNATTRIBUTED
 from wire.limits import MAX_TENANT_BYTES
 
@@ -32,6 +34,25 @@ class Labels(msgspec.Struct, frozen=True):
 
 
 NO_LABELS = Labels()
+
+
+class LabelsSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where names and labels come from. All off by default."""
+
+    docker_socket: Annotated[
+        Path | None,
+        msgspec.Meta(description="Docker's API socket. Whoever may open it is root; never needed to meter"),
+    ] = None
+    podman_socket: Annotated[
+        Path | None, msgspec.Meta(description="podman's API socket (podman.socket), Docker-compatible")
+    ] = None
+    cri_socket: Annotated[
+        Path | None,
+        msgspec.Meta(description="containerd's or CRI-O's CRI socket (Kubernetes); root likewise"),
+    ] = None
+    refresh: Annotated[
+        Seconds, msgspec.Meta(description="how often a source is asked when no new container asks for it")
+    ] = Seconds(60)
 
 
 class TenantFrom(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collector.audit import Audit
-from collector.door.ca import CertificateAuthority
 from collector.errors import CollectorError
 from wire.daemon.command_line import act_as_owner
 from wire.identity import UNATTRIBUTED, AgentId, new_agent_id
 from wire.token import MAX_TENANTS, JoinToken
+
+if TYPE_CHECKING:
+    from collector.door.ca import CertificateAuthority
 
 CaOf = Callable[[argparse.Namespace], Path]
 """The CA's directory."""
@@ -33,6 +36,8 @@ def add_commands(
     """Add the commands; the functions find the CA, the audit log and the enrolment port of the arguments."""
 
     def authority_of(args: argparse.Namespace) -> CertificateAuthority:
+        from collector.door.ca import CertificateAuthority
+
         audit_file = audit_of(args)
         act_as_owner(audit_file.parent)
         return CertificateAuthority(ca_of(args), Audit(audit_file))
@@ -98,6 +103,8 @@ def add_commands(
 
 
 def _init(args: argparse.Namespace, directory: Path, audit_file: Path) -> int:
+    from collector.door.ca import CertificateAuthority
+
     act_as_owner(audit_file.parent)
     CertificateAuthority.init(directory, args.domain, args.host, Audit(audit_file))
     print(f"CA for spiffe://{args.domain} in {directory}; keep ca.key secret and back it up")

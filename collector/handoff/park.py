@@ -4,9 +4,6 @@ The log is the truth. A PARKED record puts a batch at the end of its tenant's qu
 same bytes takes it, and all before it, out. So the queues are a function of the log (`restore`), and a crash
 between the two records leaves the batch in the queue: released once, whatever happens.
 
-    note of PARKED     tenant rows cpu_usage_ns
-    note of RELEASED   tenant rows cpu_usage_ns offset-of-the-PARKED-record
-
 Failure model. A group that the disk refuses goes back to the heads of its queues. A PARKED record that no
 longer verifies is named in the journal and skipped; its place in the log stays for a person to mend.
 """
@@ -17,10 +14,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from typing import NamedTuple
 
 from collector.decide.admission import Account, Admission, Parked, weight
 from collector.handoff.log import DurableLog, Kind, Record, frame, records_at
+from collector.handoff.park_notes import read_note
 from collector.tally import Tally
 from wire.daemon.journal import Journal
 
@@ -30,23 +27,6 @@ LEAST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.02, 0.25
 TROUBLE_SECONDS = 1.0
 
 log = Journal("collector.park")
-
-
-class ParkNote(NamedTuple):
-    tenant: str
-    rows: int
-    cpu_usage_ns: int
-    parked_at: int
-    """Offset of the PARKED record; in its own note it is left out, and -1."""
-
-
-def parked_note(tenant: str, rows: int, cpu_usage_ns: int) -> bytes:
-    return b"%s %d %d" % (tenant.encode(), rows, cpu_usage_ns)
-
-
-def read_note(note: bytes) -> ParkNote:
-    tenant, rows, cpu_usage_ns, *parked_at = note.split(b" ")
-    return ParkNote(tenant.decode(), int(rows), int(cpu_usage_ns), int(parked_at[0]) if parked_at else -1)
 
 
 def restore(admission: Admission, record: Record, now_ns: int) -> None:

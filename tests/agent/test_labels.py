@@ -14,8 +14,8 @@ import grpc
 import pytest
 
 from agent.meter import labels
-from agent.meter.labels import CriLabels, DockerLabels, LabelCache, LabelsSettings
-from agent.meter.owners import NO_LABELS
+from agent.meter.labels import CriLabels, DockerLabels, LabelCache
+from agent.meter.owners import NO_LABELS, LabelsSettings
 
 ID = "f" * 64
 

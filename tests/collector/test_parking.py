@@ -12,7 +12,7 @@ from bench.fleet import SimulatedAgent, Stream
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from collector.handoff.log import HANDED_ON, Kind, Record, scan
-from collector.handoff.park import read_note
+from collector.handoff.park_notes import read_note
 from tests.collector.door import Door, statuses
 from tests.waiting import until
 from wire.statuses import Reason

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from prometheus_client import Counter
 
 from wire.daemon import journal, local_port
-from wire.daemon.control import ControlError, ControlSocket, ask
+from wire.daemon.control import ControlError, ask
+from wire.daemon.control_socket import ControlSocket
 from wire.daemon.local_port import MAX_CONNECTIONS, LocalPort, LocalPortError, new_registry
 
 

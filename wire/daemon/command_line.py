@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from wire.daemon.control import ControlError
-from wire.daemon.local_port import LocalPortError
 from wire.daemon.settings import SettingsError
 
 
@@ -19,7 +18,7 @@ def run_command(parser: argparse.ArgumentParser, own_error: type[Exception]) -> 
     args = parser.parse_args()
     try:
         return int(args.handler(args))
-    except (own_error, SettingsError, LocalPortError, ControlError) as error:
+    except (own_error, SettingsError, ControlError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

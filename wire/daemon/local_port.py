@@ -17,6 +17,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from wire.daemon.settings import SettingsError
+
 MAX_CONNECTIONS = 16
 READ_TIMEOUT_SECONDS = 5.0
 
@@ -24,8 +26,8 @@ Reasons = Callable[[], Mapping[str, str]]
 """What is wrong now: reason -> sentence. Empty means all is well."""
 
 
-class LocalPortError(Exception):
-    """The port cannot be opened; the message names the fix."""
+class LocalPortError(SettingsError):
+    """The port cannot be opened; the message names the setting to change."""
 
 
 def new_registry() -> CollectorRegistry:
