@@ -34,6 +34,8 @@ AGAIN_SECONDS = 2.0
 _LEAST_BYTES = 1 << 10
 """What an arrival is taken to weigh beside its body."""
 _ANSWER_SECONDS = 5.0
+_LEAST_ANSWER_SECONDS = 0.1
+"""Where there are many to ask: who needs longer to connect is connected when it is asked again."""
 _SLICE_SECONDS = 0.5
 _NS_A_MS = 1_000_000
 
@@ -115,8 +117,8 @@ class KafkaSource:
         return f"{Meter.DATABASE_UNAVAILABLE} {text}" if text else ""
 
     def read(self, most_bytes: int, wait_seconds: float) -> list[Arrival]:
-        """It may take `_ANSWER_SECONDS` longer while brokers do not answer, once more for each of their partitions that was never
-        read. LedgerError when the topic is another one than `positions` is of."""
+        """It may take `_ANSWER_SECONDS` longer while brokers do not answer, and once more (0.1 s for each, if that is more) while
+        there are partitions that were never read. LedgerError when the topic is another one than `positions` is of."""
         deadline = time.monotonic() + wait_seconds
         found: list[Arrival] = []
         size = 0
@@ -205,9 +207,13 @@ class KafkaSource:
         librdkafka looks for the beginning itself, what the brokers delete before it is read is passed over in silence."""
         self._halted.difference_update(places)
         parts: dict[tuple[str, int], TopicPartition] = {}
-        for place in places:
-            if place not in self._positions and (marks := self._marks(place)) is not None:
+        unread = [place for place in places if place not in self._positions]
+        # All of them together wait about as long as for one answer: behind them wait those that can be read.
+        seconds = max(_LEAST_ANSWER_SECONDS, self._answer_seconds / max(1, len(unread)))
+        for place in unread:
+            if (marks := self._marks(place, seconds)) is not None:
                 self._positions[place] = marks[0]
+        for place in places:
             if place in self._positions:
                 parts[self._parts[place]] = TopicPartition(*self._parts[place], self._positions[place])
             else:
@@ -259,19 +265,17 @@ class KafkaSource:
         else:
             self._refusals.setdefault(place, _EXPLAINER.explain(f"{place} cannot be read", error, None))
 
-    def _marks(self, place: str) -> tuple[int, int] | None:
+    def _marks(self, place: str, seconds: float) -> tuple[int, int] | None:
         """The first offset that the brokers have of it and the one behind their last; None: they do not say."""
         try:
-            return self._consumer.get_watermark_offsets(
-                TopicPartition(*self._parts[place]), timeout=self._answer_seconds
-            )
+            return self._consumer.get_watermark_offsets(TopicPartition(*self._parts[place]), timeout=seconds)
         except KafkaException:
             return None
 
     def _out_of_range(self, place: str, position: int) -> None:
         """The brokers do not have what comes next."""
         self._refusals[place] = _silent(place)
-        marks = self._marks(place)
+        marks = self._marks(place, self._answer_seconds)
         if marks is None:
             return
         low, end = marks

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -294,6 +294,39 @@ def test_a_first_record_that_retention_took_while_it_was_damaged_is_told(
         forget(broker, topics, 1)
         assert [a.body for a in read(one, 2)] == values[1:]
     assert one.lost == {place: (0, 1)}
+    until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
+
+
+class Silent:
+    """A consumer whose brokers never say what they have of a partition."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self.waited_seconds: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def get_watermark_offsets(self, part: TopicPartition, **how: Any) -> Any:
+        if "cached" in how:
+            return self._consumer.get_watermark_offsets(part, **how)
+        self.waited_seconds.append(how["timeout"])
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_all_partitions_of_brokers_that_say_nothing_wait_no_longer_than_one(
+    broker: KafkaBroker, topics: Topics, source: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = batches(2)
+    publish(broker, topics.usage, values)
+    one = source(topics)
+    silent = Silent(one._consumer)
+    monkeypatch.setattr(one, "_consumer", silent)
+    until(lambda: one.read(MOST, 0.1) == [] and "do not say what they have" in one.trouble)
+    assert one.positions() == {}
+    assert sum(silent.waited_seconds[:5]) == pytest.approx(2)  # five partitions, and the brokers' time limit
+    monkeypatch.setattr(one, "_consumer", silent._consumer)
+    assert [a.body for a in read(one, 2)] == values
     until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
 
 
