@@ -87,6 +87,13 @@ def add_commands(
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(handler=lambda args: _list(args, authority_of(args)))
 
+    _add_token(subparsers, lambda args: _token(args, authority_of(args), enrolment_port_of(args)))
+
+
+def _add_token(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    handler: Callable[[argparse.Namespace], int],
+) -> None:
     token = subparsers.add_parser("token", help="join tokens").add_subparsers(required=True)
     create = token.add_parser("create", help="one line that lets one agent enrol, once, within the hour")
     create.add_argument(
@@ -99,7 +106,7 @@ def add_commands(
         action="append",
         help="enrolment door as agents reach it, HOST:PORT; default: every --host of `ca init`",
     )
-    create.set_defaults(handler=lambda args: _token(args, authority_of(args), enrolment_port_of(args)))
+    create.set_defaults(handler=handler)
 
 
 def _init(args: argparse.Namespace, directory: Path, audit_file: Path) -> int:
