@@ -126,7 +126,7 @@ def _start_short_lives(
     if ours is None or not LOADER.exists() or not probes.status().get("lifecycle"):
         return None
     say(f"{SHORT_LIVES} containers of a few milliseconds, each removed at once")
-    return short_lives.start(short_lives.build(directory), ours, 0, SHORT_LIVES, workers=2)
+    return short_lives.start(short_lives.build(directory), ours, 0, SHORT_LIVES, workers=8)
 
 
 def watch(site: Site, seconds: float) -> None:

@@ -103,7 +103,7 @@ def test_every_short_life_leaves_one_released_tombstone(
     pins: ProbeSet, ours: Cgroup, short_lives: Path
 ) -> None:
     with bcc.helper(pins):
-        words = [str(short_lives), str(ours.path), "0", "400", "2"]
+        words = [str(short_lives), str(ours.path), "0", "400", "8"]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         lived = {int(line.split()[0]) for line in done.stdout.splitlines()}
         assert len(lived) == 400

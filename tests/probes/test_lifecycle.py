@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 def test_every_short_life_leaves_a_tombstone_with_the_cpu_time_that_cpu_stat_said_last(
     probes: ProbeSet, ours: Cgroup, short_lives: Path
 ) -> None:
-    usage = usage_ns(start(short_lives, ours, 0, 800, workers=4))
+    usage = usage_ns(start(short_lives, ours, 0, 800, workers=16))
     assert len(usage) == 800
     until(lambda: all(tombstones(probes)[cgroup_id].released_boottime_ns for cgroup_id in usage))
     found = tombstones(probes)
@@ -129,7 +129,7 @@ def test_a_full_map_counts_what_it_could_not_store_and_stores_again_once_emptied
     pins: ProbeSet, ours: Cgroup, short_lives: Path
 ) -> None:
     pins.load("--max-ended", "10", "--max-cgroups", "64")
-    usage = usage_ns(start(short_lives, ours, 0, 30))
+    usage = usage_ns(start(short_lives, ours, 0, 30, workers=4))
     # Each of the others could be written neither at its rmdir nor at its release.
     until(lambda: overflow(pins).tombstones == 2 * 20)
     kept = tombstones(pins)

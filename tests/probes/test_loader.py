@@ -226,7 +226,7 @@ def test_programs_are_replaced_under_load_without_a_gap_and_without_counting_twi
         f"    assert len(to.recv(1000)) == {size}\n"
         "    if number % 40 == 0: time.sleep(0.001)\n"
     )
-    dying = start(short_lives, ours, 0, 600, workers=2)
+    dying = start(short_lives, ours, 0, 600, workers=8)
     talking = talker.run([sys.executable, "-c", code])
     first = links_of(probes)
     upgrades = 0

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from wire.containers import table_of
 from wire.v1 import usage_pb2 as pb
 
 LIVES = 10_000
-WORKERS = 4
+WORKERS = 32
 KILLS = 20
 
 pytestmark = [pytest.mark.chaos, pytest.mark.root, pytest.mark.timeout(900)]
@@ -70,46 +71,57 @@ def lives(tmp_path: Path, ours: Cgroup) -> Lives:
     return Lives(short_lives.build(tmp_path), ours)
 
 
-def delivered(site: Site) -> tuple[dict[int, int], dict[int, int], set[int], int]:
-    """(CPU ns by cgroup, last rows by cgroup, whose tail was unseen, Σ rows - host - deficit)."""
-    # The release of a cgroup comes some time after its removal.
-    time.sleep(4)
-    assert site.stop("agent") == 0, site.journal("agent")[-2_000:]
-    assert site.stop("collector") == 0, site.journal("collector")[-2_000:]
-    cpu: dict[int, int] = defaultdict(int)
-    last: dict[int, int] = defaultdict(int)
-    unseen: set[int] = set()
-    rows = host = deficit = 0
-    for record in scan(site.directory / "collector" / "log"):
-        assert isinstance(record, Record), record
-        if record.kind is not Kind.ACCEPTED:
-            continue
-        batch = pb.UsageBatch.FromString(record.body)
-        for row, cgroup_id in enumerate(table_of(batch).cgroup_id):
-            cpu[cgroup_id] += batch.cpu_usage_ns[row] if batch.cpu_usage_ns else 0
-            if batch.row_flags[row] & pb.ROW_FLAG_FINAL:
-                last[cgroup_id] += 1
-                if batch.row_flags[row] & pb.ROW_FLAG_TAIL_UNSEEN:
-                    unseen.add(cgroup_id)
-        rows += sum(batch.cpu_usage_ns)
-        if batch.HasField("host_totals"):
-            host += batch.host_totals.cpu_usage_ns
-            deficit = batch.host_totals.cpu_deficit_ns
-    return cpu, last, unseen, rows - host - deficit
+@dataclass
+class Delivered:
+    """What the collector's log holds of one host."""
+
+    rows: dict[int, list[tuple[int, int]]]
+    """Cgroup id -> (CPU ns, flags) of each row."""
+    left_over_ns: int
+    """Sum of the rows, less what the host counted and the deficit that its agent says."""
+
+    @classmethod
+    def of(cls, site: Site) -> Delivered:
+        """Everything, once the agent has seen the last release, which comes some time after the removal."""
+        time.sleep(4)
+        assert site.stop("agent") == 0, site.journal("agent")[-2_000:]
+        assert site.stop("collector") == 0, site.journal("collector")[-2_000:]
+        rows: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        host_ns = deficit_ns = 0
+        for record in scan(site.directory / "collector" / "log"):
+            assert isinstance(record, Record), record
+            if record.kind is not Kind.ACCEPTED:
+                continue
+            batch = pb.UsageBatch.FromString(record.body)
+            cgroup_ids = table_of(batch).cgroup_id
+            cpu_ns = batch.cpu_usage_ns or [0] * len(cgroup_ids)
+            for cgroup_id, ns, flags in zip(cgroup_ids, cpu_ns, batch.row_flags, strict=True):
+                rows[cgroup_id].append((ns, flags))
+            if batch.HasField("host_totals"):
+                host_ns += batch.host_totals.cpu_usage_ns
+                deficit_ns = batch.host_totals.cpu_deficit_ns
+        total_ns = sum(ns for of_one in rows.values() for ns, _ in of_one)
+        return cls(rows, total_ns - host_ns - deficit_ns)
+
+    def exactly(self, cgroup_id: int, said_ns: int) -> bool:
+        """Whether it came in once, ended, seen to its end, and to the microsecond of the kernel's file."""
+        rows = self.rows.get(cgroup_id, [])
+        flags = [flags for _, flags in rows]
+        return (
+            abs(sum(ns for ns, _ in rows) - said_ns) <= 1_000
+            and sum(bool(f & pb.ROW_FLAG_FINAL) for f in flags) == 1
+            and not any(f & (pb.ROW_FLAG_TAIL_UNSEEN | pb.ROW_FLAG_COUNTER_RESET) for f in flags)
+        )
 
 
 def exactly_delivered(site: Site, lives: Lives) -> int:
-    """How many lives came in once, ended, seen to their end, and to the microsecond of the kernel's file; prints the others."""
-    cpu, last, unseen, left_over = delivered(site)
-    exact = {
-        i
-        for i, said in lives.said.items()
-        if i in cpu and abs(cpu[i] - said) <= 1_000 and last[i] == 1 and i not in unseen
-    }
-    for i in sorted(lives.said.keys() - exact)[:5]:
-        print(f"{i}: {cpu.get(i)} delivered of {lives.said[i]}, {last[i]} last rows, unseen: {i in unseen}")
-    assert left_over == 0, "the rows of the host are not what the host counted"
-    return len(exact)
+    """How many lives came in exactly; prints the others."""
+    delivered = Delivered.of(site)
+    others = [i for i, said in lives.said.items() if not delivered.exactly(i, said)]
+    for i in sorted(others)[:5]:
+        print(f"{i}: {lives.said[i]} ns said, (ns, flags) of its rows: {delivered.rows.get(i)}")
+    assert delivered.left_over_ns == 0, "the rows of the host are not what the host counted"
+    return len(lives.said) - len(others)
 
 
 def nothing_left_over(loaded: ProbeSet) -> bool:
