@@ -42,6 +42,8 @@ SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", 16),
+    # None but `identity`: gRPC opens messages on the threads that answer everybody, and batches are packed already.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     # Until the other side acknowledges our SETTINGS, gRPC holds it to nothing they say: 16 MiB of metadata a stream,
     # not 16 KiB. Two round trips are enough for an honest one.
     ("grpc.http2.settings_timeout", 3_000),

@@ -46,7 +46,7 @@ class Machine:
         check: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> Done:
-        """A bash command (-e, -u, pipefail) as root, in a systemd unit of its own: what it starts ends with it,
+        """A bash command (-e, -u, pipefail) as root, in a cgroup of its own: what it starts ends with it,
         unless it is started by systemd. 124 is the exit status of what took longer than `seconds`."""
         request = {"command": command, "seconds": seconds, "environment": dict(environment or {})}
         said: dict[bytes, list[bytes]] = {b"O": [], b"S": []}

@@ -23,6 +23,8 @@ OLDEST_MAJOR = 8
 MEMORY_MIB = 2_048
 FREIGHT_BYTES = 1 << 30
 CPUS = 2
+AT_A_TIME = 2
+"""Machines that `./dev test` runs beside each other."""
 EMULATED_CPU = "max,la57=off,erms=off,fsrm=off"
 """With `erms` the kernel copies and clears byte by byte (`rep movsb`), which is quick in silicon and a loop in software:
 without it a package is unpacked in two thirds of the time."""
@@ -88,6 +90,12 @@ def _emulator(qemu: str, qemu_img: str) -> Emulator:
     return Emulator(qemu, qemu_img, _version(qemu), *(("kvm", "host") if hardware else ("tcg", EMULATED_CPU)))
 
 
+def _threads() -> str:
+    """One host thread for each of a machine's CPUs, where the host has as many: an emulated CPU that waits for another one
+    spins, and takes the time that the other one needs. On two CPUs two machines do in 115 s of one thread what takes 150 s of two."""
+    return "multi" if len(os.sched_getaffinity(0)) >= AT_A_TIME * CPUS else "single"
+
+
 def _version(qemu: str) -> str:
     said = subprocess.run([qemu, "--version"], capture_output=True, text=True, timeout=20)
     if said.returncode != 0:
@@ -124,7 +132,7 @@ class Qemu:
         os.truncate(self.freight, FREIGHT_BYTES)
         self.port, port = socket.socketpair()
         self._control, control = socket.socketpair()
-        acceleration = "kvm" if emulator.accelerator == "kvm" else "tcg,thread=multi,tb-size=256"
+        acceleration = "kvm" if emulator.accelerator == "kvm" else f"tcg,thread={_threads()},tb-size=256"
         command = [
             # If this process is killed, so is the machine.
             *("setpriv", "--pdeathsig", "KILL", "--", emulator.qemu),
