@@ -26,8 +26,8 @@ LONGEST = (
     "test_probes_deliver",
     "test_engine_bcc",
 )
-"""Files that are begun first, in this order: each of two workers takes two at once, and then one after the other, so that both end
-at about the same time."""
+"""Files that are begun first, in this order: each of two workers takes two at once, and then one after the other, so that both
+end at about the same time."""
 
 NewMachine = Callable[..., AbstractContextManager[Machine]]
 """Takes the kernel, `STABLE` unless told."""

@@ -92,7 +92,8 @@ def _emulator(qemu: str, qemu_img: str) -> Emulator:
 
 def _threads() -> str:
     """One host thread for each of a machine's CPUs, where the host has as many: an emulated CPU that waits for another one
-    spins, and takes the time that the other one needs. On two CPUs two machines do in 115 s of one thread what takes 150 s of two."""
+    spins, and takes the time that the other one needs. On two CPUs two machines do with one thread each in 115 CPU-seconds
+    what takes them 150 with two."""
     return "multi" if len(os.sched_getaffinity(0)) >= AT_A_TIME * CPUS else "single"
 
 
