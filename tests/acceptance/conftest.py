@@ -19,15 +19,14 @@ BUILD_AND_RUN_SECONDS = 2_400
 """A first run builds the image: everything in here is emulated, and nothing waits without an end."""
 
 LONGEST = (
-    "test_installed",
     "test_ledger",
-    "test_delivered_usage",
+    "test_installed",
     "test_rpm",
     "test_probes_deliver",
     "test_engine_bcc",
+    "test_delivered_usage",
 )
-"""Files that are begun first, in this order: each of two workers takes two at once, and then one after the other, so that both
-end at about the same time."""
+"""Files that are begun first, in this order, by whichever worker has nothing to do: so they end at about the same time."""
 
 NewMachine = Callable[..., AbstractContextManager[Machine]]
 """Takes the kernel, `STABLE` unless told."""

@@ -29,7 +29,7 @@ EMULATED_CPU = "max,la57=off,erms=off,fsrm=off"
 """With `erms` the kernel copies and clears byte by byte (`rep movsb`), which is quick in silicon and a loop in software:
 without it a package is unpacked in two thirds of the time."""
 KERNEL_COMMAND_LINE = (
-    "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=-1 psi=1 mitigations=off nokaslr "
+    "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=-1 psi=1 mitigations=off nokaslr norandmaps "
     "random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests systemd.show_status=error"
 )
 

@@ -92,6 +92,8 @@ def run(port: Port, request: dict[str, Any]) -> int:
         # of a container here, where it would end.
         env={**ENVIRONMENT, **request["environment"]},
         preexec_fn=enter,
+        # SIGPIPE stays ignored, as in a service: under `pipefail`, what `grep -q` has heard enough of has not failed.
+        restore_signals=False,
         start_new_session=True,
     ) as process:
         in_time = _pass_on(port, process, group, request["seconds"])
