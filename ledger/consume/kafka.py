@@ -34,8 +34,6 @@ AGAIN_SECONDS = 2.0
 _LEAST_BYTES = 1 << 10
 """What an arrival is taken to weigh beside its body."""
 _ANSWER_SECONDS = 5.0
-_LEAST_ANSWER_SECONDS = 0.1
-"""Where there are many to ask: who needs longer to connect is connected when it is asked again."""
 _SLICE_SECONDS = 0.5
 _NS_A_MS = 1_000_000
 
@@ -82,6 +80,8 @@ class KafkaSource:
         says there is of its own making."""
         self._answered: set[str] = set()
         """Of those refused, what had an answer since, at the last look."""
+        self._asked: dict[str, float] = {}
+        """Place -> when its brokers were last asked in vain what they have of it."""
         self._replaced = ""
         """Once it is said there is no going on."""
         self._next_look = 0.0
@@ -117,8 +117,8 @@ class KafkaSource:
         return f"{Meter.DATABASE_UNAVAILABLE} {text}" if text else ""
 
     def read(self, most_bytes: int, wait_seconds: float) -> list[Arrival]:
-        """It may take `_ANSWER_SECONDS` longer while brokers do not answer, and once more (0.1 s for each, if that is more) while
-        there are partitions that were never read. LedgerError when the topic is another one than `positions` is of."""
+        """It may take `_ANSWER_SECONDS` longer while brokers do not answer, and once more while there are partitions that were
+        never read. LedgerError when the topic is another one than `positions` is of."""
         deadline = time.monotonic() + wait_seconds
         found: list[Arrival] = []
         size = 0
@@ -207,12 +207,7 @@ class KafkaSource:
         librdkafka looks for the beginning itself, what the brokers delete before it is read is passed over in silence."""
         self._halted.difference_update(places)
         parts: dict[tuple[str, int], TopicPartition] = {}
-        unread = [place for place in places if place not in self._positions]
-        # All of them together wait about as long as for one answer: behind them wait those that can be read.
-        seconds = max(_LEAST_ANSWER_SECONDS, self._answer_seconds / max(1, len(unread)))
-        for place in unread:
-            if (marks := self._marks(place, seconds)) is not None:
-                self._positions[place] = marks[0]
+        self._find_beginnings([place for place in places if place not in self._positions])
         for place in places:
             if place in self._positions:
                 parts[self._parts[place]] = TopicPartition(*self._parts[place], self._positions[place])
@@ -223,6 +218,20 @@ class KafkaSource:
             assigned = {(part.topic, part.partition) for part in self._consumer.assignment()}
             self._consumer.incremental_unassign([parts[part] for part in parts.keys() & assigned])
             self._consumer.incremental_assign(list(parts.values()))
+
+    def _find_beginnings(self, unread: Collection[str]) -> None:
+        """One time limit for all of them, since those that can be read wait behind them. Who was asked longest ago comes first,
+        with all the time there is: brokers that say nothing hold up nobody for good, and being many and far away does not either."""
+        deadline = time.monotonic() + self._answer_seconds
+        for place in sorted(unread, key=lambda place: self._asked.get(place, 0.0)):
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            if (marks := self._marks(place, deadline - now)) is None:
+                self._asked[place] = now
+            else:
+                self._positions[place] = marks[0]
+                self._asked.pop(place, None)
 
     def _take(self, got: Got) -> Arrival | None:
         topic, number, offset, error = got.topic(), got.partition(), got.offset(), got.error()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -302,6 +303,7 @@ class Silent:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
+        self.asked: list[str] = []
         self.waited_seconds: list[float] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -310,11 +312,13 @@ class Silent:
     def get_watermark_offsets(self, part: TopicPartition, **how: Any) -> Any:
         if "cached" in how:
             return self._consumer.get_watermark_offsets(part, **how)
+        self.asked.append(f"{part.topic}/{part.partition}")
         self.waited_seconds.append(how["timeout"])
+        time.sleep(how["timeout"])
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
-def test_all_partitions_of_brokers_that_say_nothing_wait_no_longer_than_one(
+def test_partitions_of_brokers_that_say_nothing_are_asked_in_turn_one_a_look_with_all_its_time(
     broker: KafkaBroker, topics: Topics, source: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = batches(2)
@@ -322,9 +326,11 @@ def test_all_partitions_of_brokers_that_say_nothing_wait_no_longer_than_one(
     one = source(topics)
     silent = Silent(one._consumer)
     monkeypatch.setattr(one, "_consumer", silent)
-    until(lambda: one.read(MOST, 0.1) == [] and "do not say what they have" in one.trouble)
+    until(lambda: one.read(MOST, 0.1) == [] and len(silent.asked) >= 5)
+    assert "do not say what they have" in one.trouble
     assert one.positions() == {}
-    assert sum(silent.waited_seconds[:5]) == pytest.approx(2)  # five partitions, and the brokers' time limit
+    assert sorted(silent.asked[:5]) == sorted(one.places), "each once before any is asked again"
+    assert silent.waited_seconds == pytest.approx([2] * len(silent.asked), abs=0.1)  # the brokers' time limit
     monkeypatch.setattr(one, "_consumer", silent._consumer)
     assert [a.body for a in read(one, 2)] == values
     until(lambda: one.read(MOST, 0.1) == [] and one.trouble == "")
