@@ -80,6 +80,8 @@ def test_a_compressed_message_is_refused_unopened(door: Door, size: int) -> None
     agent = door.agent()
     process = door.site.collector
     assert process is not None
+    refusal = "Compression algorithm 'gzip' is disabled"
+    before = door.site.journal("collector").count(refusal)
     with grpc.secure_channel(
         door.address,
         agent.credentials,
@@ -88,9 +90,11 @@ def test_a_compressed_message_is_refused_unopened(door: Door, size: int) -> None
     ) as channel:
         call: Any = channel.stream_stream("/weighbridge.v1.Ingest/Deliver")
         hello = Stream(agent.agent_id, 1).hello().SerializeToString()
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as error:
             list(call(iter([hello, bytes(size)]), timeout=60))
-    assert "Compression algorithm 'gzip' is disabled" in door.site.journal("collector")
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert refusal in error.value.details()
+    until(lambda: door.site.journal("collector").count(refusal) == before + 1)
     status = Path(f"/proc/{process.pid}/status").read_text()
     peak_kib = int(status.split("VmHWM:")[1].split()[0])
     assert peak_kib < 128 * 1024
