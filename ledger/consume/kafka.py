@@ -221,7 +221,7 @@ class KafkaSource:
 
     def _find_beginnings(self, unread: Collection[str]) -> None:
         """One time limit for all of them, since those that can be read wait behind them. Who was asked longest ago comes first,
-        with all the time there is: brokers that say nothing hold up nobody for good, and being many and far away does not either."""
+        with all the time there is: brokers that say nothing hold up nobody for good, nor does being many or far away."""
         deadline = time.monotonic() + self._answer_seconds
         for place in sorted(unread, key=lambda place: self._asked.get(place, 0.0)):
             now = time.monotonic()
