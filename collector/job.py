@@ -5,12 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from operator import attrgetter
 from typing import NamedTuple
 
 from collector.decide.dedup import StreamState
 from collector.door.authenticate import Peer
 from collector.tally import TenantTotal
 from wire.v1 import ingest_pb2 as pb
+
+
+class Item(NamedTuple):
+    """A batch as it was delivered. Plain, since every look at the bytes of a protobuf message is another copy of them."""
+
+    epoch: int
+    seq: int
+    digest: bytes
+    batch: bytes
+
+    @classmethod
+    def of(cls, message: pb.Item) -> Item:
+        return cls._make(_fields_of(message))
+
+
+_fields_of = attrgetter(*Item._fields)
 
 
 class Park(NamedTuple):

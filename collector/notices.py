@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.job import Item
 from wire.identity import AgentId
 from wire.statuses import Reason
-from wire.v1 import ingest_pb2 as pb
 
 EVENTS = ("rejection", "conflict", "gap", "quota")
 
@@ -72,12 +72,12 @@ class Notices:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def rejected(self, agent_id: AgentId, item: pb.Item, reason: Reason, detail: str) -> None:
+    def rejected(self, agent_id: AgentId, item: Item, reason: Reason, detail: str) -> None:
         event = "conflict" if reason == Reason.REASON_IDENTITY_CONFLICT else "rejection"
         name = Reason.Name(reason).removeprefix("REASON_").lower()
         self._tell(_Key(event, name, agent_id, ""), item.epoch, item.seq, detail)
 
-    def gap(self, agent_id: AgentId, tenant: str, item: pb.Item, reason: str, detail: str) -> None:
+    def gap(self, agent_id: AgentId, tenant: str, item: Item, reason: str, detail: str) -> None:
         self._tell(_Key("gap", reason, agent_id, tenant), item.epoch, item.seq, detail)
 
     def quota(self, tenant: str, reason: str) -> None:

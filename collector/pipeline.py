@@ -28,7 +28,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -42,7 +41,7 @@ from collector.door.authenticate import Peer
 from collector.handoff.log import UNVERIFIED, DurableLog, Kind, frame
 from collector.handoff.park_notes import parked_note
 from collector.handoff.receipts import Receipts
-from collector.job import Job, Park
+from collector.job import Item, Job, Park
 from collector.notices import Notices
 from collector.state.memory import Streams
 from collector.tally import Tally, TenantTotal
@@ -66,7 +65,6 @@ SLOW_COMMIT_SECONDS = 2.0
 # Looked up once: the generated enums resolve a name in Python at every access.
 _ACCEPTED, _DUPLICATE, _RETRY = Status.STATUS_ACCEPTED, Status.STATUS_DUPLICATE, Status.STATUS_RETRY
 _NEW, _ADMITTED, _FULL, _KIND_ACCEPTED = Seen.NEW, Verdict.ADMITTED, Verdict.FULL, Kind.ACCEPTED
-_item = attrgetter("epoch", "seq", "digest", "batch")
 
 log = Journal("collector.pipeline")
 
@@ -142,13 +140,13 @@ class Pipeline:
         current = self._stream(agent_id, hello.epoch)
         return Opened(current.watermark, self._streams.latest_epoch(agent_id))
 
-    def put_off(self, items: Sequence[pb.Item], reason: Reason) -> asyncio.Future[list[pb.Answer]]:
+    def put_off(self, items: Sequence[Item], reason: Reason) -> asyncio.Future[list[pb.Answer]]:
         """RETRY to all of them, for a reason that will not pass at once."""
         done: asyncio.Future[list[pb.Answer]] = self._loop.create_future()
         done.set_result([self._retry(item, reason, RETRY_WHEN_REPAIRED_MS) for item in items])
         return done
 
-    def deliver(self, peer: Peer, items: Sequence[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
+    def deliver(self, peer: Peer, items: Sequence[Item]) -> asyncio.Future[list[pb.Answer]]:
         """Judge items now; the future has one answer per item, in order, once they are durable."""
         job = Job(peer, self._loop.create_future())
         receipts = self._receipts
@@ -167,7 +165,7 @@ class Pipeline:
         self._hand_off(job)
         return job.done
 
-    def _claim(self, shared: RedisStreams, job: Job, items: Sequence[pb.Item]) -> None:
+    def _claim(self, shared: RedisStreams, job: Job, items: Sequence[Item]) -> None:
         """Ask what the other collectors know of all that is new here, in one go; then judge."""
         found = [self._identify(job, item) for item in items]
         new: dict[StreamId, list[Numbered]] = {}
@@ -186,7 +184,7 @@ class Pipeline:
     def _claimed(
         self,
         job: Job,
-        items: Sequence[pb.Item],
+        items: Sequence[Item],
         found: Sequence[StreamState | pb.Answer],
         answers: Mapping[tuple[StreamId, int], Claimed],
         waiting: int,
@@ -209,11 +207,11 @@ class Pipeline:
         # An empty group is a barrier: a duplicate of what is still on its way is answered after it.
         self._log.append(job.frames, lambda end: loop.call_soon_threadsafe(self._committed, job, queued, end))
 
-    def _judge(self, job: Job, item: pb.Item) -> pb.Answer:
+    def _judge(self, job: Job, item: Item) -> pb.Answer:
         found = self._identify(job, item)
         return self._take_in(job, item, found) if isinstance(found, StreamState) else found
 
-    def _judge_claimed(self, job: Job, item: pb.Item, state: StreamState, claimed: Claimed) -> pb.Answer:
+    def _judge_claimed(self, job: Job, item: Item, state: StreamState, claimed: Claimed) -> pb.Answer:
         """Judge what was new here, and may have come in here meanwhile."""
         seen = state.judge(item.seq, item.digest)
         if seen is not _NEW:
@@ -231,9 +229,9 @@ class Pipeline:
             return self._reject(job, item, None, Refusal(Reason.REASON_IDENTITY_CONFLICT, detail))
         return self._take_in(job, item, state, 0 if claimed.verdict is claims.Verdict.GRANTED else UNVERIFIED)
 
-    def _identify(self, job: Job, item: pb.Item) -> StreamState | pb.Answer:
+    def _identify(self, job: Job, item: Item) -> StreamState | pb.Answer:
         """Its stream, if the item is new here; or its answer."""
-        epoch, seq, digest, body = _item(item)
+        epoch, seq, digest, body = item
         self.tally.bytes_received += len(body)
         state = job.streams.get(epoch)
         if state is None or not 0 < seq < MAX_VALUE:
@@ -260,9 +258,9 @@ class Pipeline:
         seen = state.judge(seq, digest)
         return state if seen is _NEW else self._seen(job, item, seen)
 
-    def _take_in(self, job: Job, item: pb.Item, state: StreamState, flags: int = 0) -> pb.Answer:
+    def _take_in(self, job: Job, item: Item, state: StreamState, flags: int = 0) -> pb.Answer:
         """Validate and admit what is new."""
-        epoch, seq, digest, body = _item(item)
+        epoch, seq, digest, body = item
         peer = job.peer
         checked = self.validator.check(body, peer.agent_id, epoch, seq, peer.tenants, job.received_at_unix_ns)
         refusal = checked.refusal or _chain(state, epoch, seq, checked.previous_digest)
@@ -298,12 +296,12 @@ class Pipeline:
             self.notices.gap(peer.agent_id, tenant, item, name, gap.detail)
         return pb.Answer(epoch=epoch, seq=seq, status=status)
 
-    def _turn_away(self, item: pb.Item, tenant: str, charge: int) -> pb.Answer:
+    def _turn_away(self, item: Item, tenant: str, charge: int) -> pb.Answer:
         """Its tenant's queue is full; the agent keeps it."""
         self.notices.quota(tenant, "park_full")
         return self._retry(item, Reason.REASON_PARK_FULL, self._admission.retry_after_ms(tenant, charge))
 
-    def _seen(self, job: Job, item: pb.Item, seen: Seen) -> pb.Answer:
+    def _seen(self, job: Job, item: Item, seen: Seen) -> pb.Answer:
         """Answer an item whose identity says enough."""
         if seen is Seen.OUT_OF_WINDOW:
             return self._retry(item, Reason.REASON_OUT_OF_WINDOW, RETRY_SOON_MS)
@@ -314,7 +312,7 @@ class Pipeline:
         self.tally.answers["duplicate"] += 1
         return pb.Answer(epoch=item.epoch, seq=item.seq, status=_DUPLICATE)
 
-    def _elsewhere(self, job: Job, item: pb.Item, state: StreamState) -> pb.Answer:
+    def _elsewhere(self, job: Job, item: Item, state: StreamState) -> pb.Answer:
         """Another collector has delivered it. The log says so, and from now on it is a duplicate here, too."""
         self.tally.delivered_elsewhere += 1
         record = frame(
@@ -343,7 +341,7 @@ class Pipeline:
         return state
 
     def _reject(
-        self, job: Job, item: pb.Item, state: StreamState | None, refusal: Refusal, flags: int = 0
+        self, job: Job, item: Item, state: StreamState | None, refusal: Refusal, flags: int = 0
     ) -> pb.Answer:
         """Keep an item with its reason. With `state` its identity is used up; None leaves it open."""
         actual = digest_of(item.batch)
@@ -395,7 +393,7 @@ class Pipeline:
             detail=refusal.detail,
         )
 
-    def _retry(self, item: pb.Item | pb.Answer, reason: Reason, after_ms: int) -> pb.Answer:
+    def _retry(self, item: Item | pb.Answer, reason: Reason, after_ms: int) -> pb.Answer:
         self.tally.answers["retry"] += 1
         code = meter_code(reason)
         if code is not None:

@@ -21,6 +21,7 @@ from collector.audit import Witness
 from collector.door.authenticate import Peer
 from collector.door.registry import Registry
 from collector.errors import CollectorError
+from collector.job import Item
 from collector.pipeline import Pipeline
 from wire.identity import AgentId, digest
 from wire.limits import MAX_GROUP_BYTES, MAX_ITEMS_PER_DELIVERY, MAX_VALUE
@@ -108,10 +109,10 @@ class Importer:
         return Peer(agent_id, "", math.inf, record.tenants if record else None)
 
 
-def _item(epoch: int, seq: int, body: bytes) -> pb.Item:
+def _item(epoch: int, seq: int, body: bytes) -> Item:
     """Numbers that the contract cannot carry become 0, which the pipeline refuses."""
     epoch, seq = (number if 0 < number < MAX_VALUE else 0 for number in (epoch, seq))
-    return pb.Item(epoch=epoch, seq=seq, digest=digest(body), batch=body)
+    return Item(epoch, seq, digest(body), body)
 
 
 def _told(run: Counter[str], answer: pb.Answer) -> list[object]:

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from collector.decide.occupancy import Full, Occupancy
 from collector.door.authenticate import Authenticator, NotAuthenticated, Peer, Standing
 from collector.door.pressure import Pressure
+from collector.job import Item
 from collector.pipeline import Pipeline, TooManyEpochs
 from collector.state.memory import MAX_EPOCHS_PER_AGENT
 from wire.daemon.journal import Journal
@@ -36,9 +37,10 @@ GOODBYE = "shutting down; try another collector"
 READ_AHEAD_PARTS = 8
 """Parts of Deliveries of one stream that are judged while earlier ones wait for the disk."""
 
-PART_BYTES, HELD_PART_BYTES = 512 << 10, 8 << 10
+PART_BYTES, HELD_PART_BYTES = 1 << 20, 8 << 10
 """What is judged at a time, of whoever is within its limit, and of whoever was held back last: some ten milliseconds at
-most, and a fraction of one. Each part has its own way to the disk and back, so small ones cost more."""
+most, and a fraction of one. Each part has its own way to the disk and back, so small ones cost more; the first is all that
+an agent delivers at once."""
 
 OTHERS_TURN_SECONDS = 0.002
 """Between two parts: others need several turns of the loop for one Delivery, from reading it to writing its answers, and a
@@ -270,8 +272,8 @@ class IngestService:
             # An agent that is silent from now on holds no memory but its stream's.
             del data
             while items:
-                part = _part(items, HELD_PART_BYTES if session.held_back else PART_BYTES)
-                answers = self._judge(session.peer, part)
+                most_bytes = HELD_PART_BYTES if session.held_back else PART_BYTES
+                answers = self._judge(session.peer, _part(items, most_bytes))
                 await waiting.put(answers)
                 if items:
                     await asyncio.sleep(OTHERS_TURN_SECONDS)
@@ -293,7 +295,7 @@ class IngestService:
             self._tally.slowed_messages += 1
             await asyncio.sleep(wait_seconds)
 
-    def _items(self, data: bytes) -> deque[pb.Item]:
+    def _items(self, data: bytes) -> deque[Item]:
         """What one message delivers."""
         message = _parse(data)
         if message is None or message.WhichOneof("kind") != "delivery":
@@ -309,9 +311,9 @@ class IngestService:
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"{Meter.INVALID_BATCH}: {len(items)} items in a Delivery, at most {MAX_ITEMS_PER_DELIVERY}",
             )
-        return deque(items)
+        return deque(map(Item.of, items))
 
-    def _judge(self, peer: Peer, items: list[pb.Item]) -> asyncio.Future[list[pb.Answer]]:
+    def _judge(self, peer: Peer, items: list[Item]) -> asyncio.Future[list[pb.Answer]]:
         """The answers to a part, as they will be."""
         if self._pressure.high:
             return self._pipeline.put_off(items, Reason.REASON_MEMORY)
@@ -327,9 +329,9 @@ class IngestService:
         self._tally.refusals[code, reason] += 1
 
 
-def _part(items: deque[pb.Item], most_bytes: int) -> list[pb.Item]:
+def _part(items: deque[Item], most_bytes: int) -> list[Item]:
     """The first of the items, taken out: one at least, and no more once they have `most_bytes`."""
-    part: list[pb.Item] = []
+    part: list[Item] = []
     size = 0
     while items and size < most_bytes:
         part.append(items.popleft())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.fleet import Stream
 from collector.handoff.log import DurableLog, Kind, Recent, Tail, frame, scan
+from collector.handoff.log.writer import FORGET_BYTES
 from wire.identity import AgentId, digest
 
 AGENT = AgentId("6f1b7e9e-0f5c-4c0e-9d57-0d4a1c5d9a11")
@@ -85,6 +87,39 @@ def test_what_is_held_is_taken_from_memory_and_not_from_the_disk(tmp_path: Path)
     finally:
         tail.close()
         log.close()
+
+
+@pytest.mark.parametrize("from_memory", [True, False])
+def test_a_log_that_is_taken_from_memory_does_not_fill_the_page_cache(
+    tmp_path: Path, from_memory: bool
+) -> None:
+    segments_bytes, count = 24 << 20, 60
+    recent = Recent(1 << 20) if from_memory else None
+    log = DurableLog(tmp_path, segments_bytes, 0, recent=recent)
+    body = bytes(1 << 20)
+    try:
+        for seq in range(1, count + 1):
+            log.append_and_wait([*frame(Kind.ACCEPTED, 1, b"\1" * 16, 1, seq, digest(body), b"", body)])
+        end = log.end
+        resident = _resident_bytes(tmp_path)
+    finally:
+        log.close()
+    segments = len(list(tmp_path.glob("*.log")))
+    assert segments >= 3
+    assert end > count << 20
+    # Of each segment at most what had not been forgotten yet when the next one began.
+    assert (resident <= segments * (FORGET_BYTES + (2 << 20))) == from_memory, resident
+
+
+def _resident_bytes(directory: Path) -> int:
+    """Of the log in the page cache; fincore(1) is util-linux's. A tmpfs would keep all of it, whatever it is told."""
+    told = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", *map(str, directory.glob("*.log"))],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return sum(map(int, told.stdout.split()))
 
 
 def test_what_nobody_takes_is_given_up_at_the_bound() -> None:

@@ -28,6 +28,9 @@ from wire.log.segments import segment_path, segments
 SEAL_AFTER_SECONDS = 1.0
 """With nothing to write for so long, the last group gets its proof: one more sync, but none under load."""
 KEPT_TORN_TAILS = 16
+FORGET_BYTES = 8 << 20
+"""Of a log whose reader is given it in memory, about so much stays in the page cache: it would only push out what others
+read, and finding new pages costs more than writing them (docs/decisions/0026)."""
 _PIECES_AT_ONCE = 1_000
 """At most IOV_MAX (1024) go into one pwritev(2)."""
 
@@ -69,6 +72,8 @@ class DurableLog:
         self._size: int
         self._sealed: bool
         """Whether the last thing in the log is a mark."""
+        self._forgotten = 0
+        """Up to here the page cache was told that nobody will read this segment soon."""
         self._waiting: list[tuple[list[bytes], Done]] = []
         self._queued_bytes = 0
         self._wake = threading.Condition()
@@ -238,7 +243,15 @@ class DurableLog:
         self._sealed = seal
         if self._recent is not None:
             self._recent.add(begin, group)
+            if self._size - self._forgotten >= FORGET_BYTES:
+                self._forget()
         return begin + HEADER_BYTES
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):  # advice, and what was written is durable either way
+            size = self._size - self._forgotten
+            os.posix_fadvise(self._fd, self._forgotten, size, os.POSIX_FADV_DONTNEED)
+        self._forgotten = self._size
 
     def _write_rest(self, data: bytes, at: int) -> None:
         """What a short write left over: a full disk says so at the next try."""
@@ -260,6 +273,7 @@ class DurableLog:
             raise
         os.close(self._fd)
         self._fd, self._base, self._size = fd, base, 0
+        self._forgotten = 0
 
     def _back_to_durable_end(self) -> None:
         """After a failure: forget the descriptor and its page cache, cut back when the disk allows."""
