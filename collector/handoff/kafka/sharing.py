@@ -7,6 +7,7 @@ what follows from it in this log (a release, a readmission) and what is kept as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
 
 from collector.decide.claims import AWAY, Claimed, Fate, Ledger, Numbered, Standing, StreamId
 from collector.handoff.log import UNVERIFIED, Kind, Record
@@ -38,11 +39,12 @@ class Sharing:
             # Claims behind it are left to run out: two collectors that wait for each other must not renew theirs.
             records = [records[0]]
         standings = [self._standing(record, now_ns) for record in records]
-        asked = [r for r, standing in zip(records, standings, strict=True) if standing.must_claim]
+        must_claim = [standing.must_claim for standing in standings]
+        asked = list(compress(records, must_claim))
         answers = self._ledger.claim_and_wait(by_stream(asked)) if self._ledger is not None and asked else {}
         fates: list[Fated] = []
-        for record, standing in zip(records, standings, strict=True):
-            claimed = answers.get((_stream(record), record.seq), AWAY) if standing.must_claim else None
+        for record, standing, must in zip(records, standings, must_claim, strict=True):
+            claimed = answers.get((_stream(record), record.seq), AWAY) if must else None
             fate = standing.fate(claimed)
             if fate is Fate.WAIT:
                 self._await(record)
