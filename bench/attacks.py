@@ -222,6 +222,12 @@ def oversized_message(target: Target, until: _Until) -> None:
     _streams(target, until, data, "identity")
 
 
+def nothing(_target: Target, until: _Until) -> None:
+    """No attack, but as much of the CPU as an attacker's own process takes: what it costs others to share a machine with it."""
+    while until.more():
+        until.done["turns"] += sum(range(1_000)) > 0
+
+
 ATTACKS: dict[str, Callable[[Target, _Until], None]] = {
     attack.__name__: attack
     for attack in (
@@ -240,9 +246,9 @@ ATTACKS: dict[str, Callable[[Target, _Until], None]] = {
 
 
 def run(name: str, target: Target, seconds: float) -> Counter[str]:
-    """Attack for so long; what was done."""
+    """Attack for so long, or do `nothing`; what was done."""
     until = _Until(seconds)
-    ATTACKS[name](target, until)
+    (nothing if name == nothing.__name__ else ATTACKS[name])(target, until)
     return until.done
 
 

@@ -2,11 +2,13 @@
 
 Each attack runs for seconds from another process, at whatever rate it is let through, against a collector that is
 sized for 1,000 agents, its files in memory where that can be. Collector and agents have priority over the attacker where this
-user may give it. Eight agents deliver at a steady pace, before and during it. By attack:
+user may give it. Eight agents deliver at a steady pace, before and during it; before it a process does nothing but take as
+much of this machine's CPU as the attacker's own does, which in earnest is another's. By attack:
 
 rss_added_mib    most resident memory during it, above what it was before
 p99_ratio        99th percentile of the time to an acknowledgement, during it by that before it
 p50_ratio        likewise the median: on a busy machine it says more
+p99_before_ms, p99_ms    both 99th percentiles
 cpu_per_s        seconds of CPU time the collector used a second, all agents included
 """
 
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,6 @@ MEMORY = Path("/dev/shm")
 AGENTS = 8
 ITEMS = 5
 PACE_SECONDS = 0.05
-BEFORE_SECONDS = 6.0
 MARGIN_SECONDS = 1.0
 """The attack begins so long before the measuring."""
 LIMITS: dict[str, dict[str, Any]] = {
@@ -91,10 +93,21 @@ def target_of(site: Site, agent: SimulatedAgent) -> Target:
     )
 
 
-def start(name: str, target: Target, seconds: float) -> subprocess.Popen[str]:
-    """The attack, in a process of its own."""
-    command = [sys.executable, "-m", "bench.attacks", name, json.dumps(asdict(target)), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@contextlib.asynccontextmanager
+async def _beside(name: str, target: Target, seconds: float) -> AsyncIterator[dict[str, int]]:
+    """The attack, in a process of its own that begins before the body and ends behind it; then what it did."""
+    whole = str(seconds + 2 * MARGIN_SECONDS)
+    command = [sys.executable, "-m", "bench.attacks", name, json.dumps(asdict(target)), whole]
+    attack = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    done: dict[str, int] = {}
+    try:
+        await asyncio.sleep(MARGIN_SECONDS)
+        yield done
+        done.update(json.loads((await asyncio.to_thread(attack.communicate))[0]))
+    finally:
+        if attack.poll() is None:
+            attack.kill()
+        attack.wait()
 
 
 async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
@@ -108,22 +121,17 @@ async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
     for client in clients:
         await client.connection.open()
     await _round(clients, 2.0)  # connections, caches, branch predictors
-    before = await _round(clients, BEFORE_SECONDS)
+    target = target_of(site, attacker)
+    async with _beside("nothing", target, seconds):
+        before = await _round(clients, seconds)
     rss_before = rss_mib(pid)
-    attack = start(name, target_of(site, attacker), seconds + 2 * MARGIN_SECONDS)
-    try:
-        await asyncio.sleep(MARGIN_SECONDS)
+    async with _beside(name, target, seconds) as done:
         watched = asyncio.create_task(_most_rss_mib(pid))
         cpu, begun = cpu_ns(pid), time.monotonic()
         during = await _round(clients, seconds)
         cpu_per_second = (cpu_ns(pid) - cpu) / 1e9 / (time.monotonic() - begun)
-        done = json.loads((await asyncio.to_thread(attack.communicate))[0])
-        watched.cancel()
-        most = await watched
-    finally:
-        if attack.poll() is None:
-            attack.kill()
-        attack.wait()
+    watched.cancel()
+    most = await watched
     for client in clients:
         await client.connection.close()
     assert site.collector.poll() is None, site.journal("collector")
@@ -131,6 +139,7 @@ async def _attacked(site: Site, name: str, seconds: float) -> dict[str, Any]:
         "rss_added_mib": round(most - rss_before, 1),
         "p99_ratio": round(_percentile(during, 0.99) / _percentile(before, 0.99), 2),
         "p50_ratio": round(_percentile(during, 0.5) / _percentile(before, 0.5), 2),
+        "p99_before_ms": round(_percentile(before, 0.99) * 1e3, 1),
         "p99_ms": round(_percentile(during, 0.99) * 1e3, 1),
         "cpu_per_s": round(cpu_per_second, 2),
         "did": done,
