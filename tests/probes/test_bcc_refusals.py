@@ -91,7 +91,8 @@ def test_programs_that_cannot_be_replaced_stay(pins: ProbeSet, ours: Cgroup) -> 
 
 def test_three_capabilities_are_enough_where_tracefs_is_mounted(pins: ProbeSet) -> None:
     kept = "-all,+bpf,+perfmon,+net_admin"
-    mount = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
+    there = "mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing"
+    mount = f'{{ {there}; }} && exec "$@"'
     bounded = ["sh", "-c", mount, "sh", "setpriv", f"--bounding-set={kept}", f"--inh-caps={kept}"]
     with bcc.helper(pins, prefix=bounded):
         assert (pins.status()["lifecycle"], pins.status()["network"]) == (True, True)
