@@ -77,7 +77,8 @@ class Machine:
         if self._request("get", {"path": source}, seconds, pieces) != 0:
             raise CommandFailed(f"could not get {source} out of the machine")
         with tarfile.open(fileobj=io.BytesIO(b"".join(pieces[b"D"]))) as tar:
-            tar.extractall(directory, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it from 3.11.4 on
+            tar.extractall(directory)
         return directory / PurePosixPath(source).name
 
     def read(self, path: str) -> str:
