@@ -148,7 +148,7 @@ def _status(args: argparse.Namespace) -> int:
         )
         for what, count in sorted(answer["refusals"].items()):
             print(f"refused      {count} {what}")
-        print(f"log          {answer['log_end_bytes'] / 2**20:.1f} MiB")
+        print(f"log          {(answer['log_end_bytes'] - answer['log_begin_bytes']) / 2**20:.1f} MiB")
         for tenant, total in answer["tenants"].items():
             print(
                 f"tenant       {tenant}: {total['batches']} batches, {total['rows']} rows,"

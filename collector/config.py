@@ -65,6 +65,19 @@ class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     min_free: Annotated[
         Bytes, D(description="with less free space agents are told RETRY (METER-001) and keep their batches")
     ] = Bytes(256 << 20)
+    keep: Annotated[
+        Seconds | None,
+        D(
+            description="with Kafka: files written before are deleted, once the brokers have it all and none of it is parked;"
+            " null: kept for ever"
+        ),
+    ] = None
+    max_size: Annotated[
+        Bytes | None,
+        D(
+            description="with Kafka: so are the oldest files while the log is larger; null: no matter how large"
+        ),
+    ] = None
 
 
 class Connections(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -114,7 +127,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     memory: Annotated[
         Bytes | None,
         D(
-            description="with more resident memory than this agents are told RETRY and new ones are turned away;"
+            description="with more resident memory than this agents are told RETRY, new ones are turned away, nobody can enrol;"
             " null: three quarters of what the cgroup or the host has"
         ),
     ] = None
@@ -345,6 +358,12 @@ def read(path: Path | None) -> Settings:
         if 0 < park < MAX_BATCH_BYTES:
             raise SettingsError(
                 f"{path}: admission.{key}: 0, or at least {MAX_BATCH_BYTES} bytes, so that a batch of any size fits"
+            )
+    for key, bound in (("keep", settings.log.keep), ("max_size", settings.log.max_size)):
+        if bound is not None and not settings.handoff.kafka.brokers:
+            raise SettingsError(
+                f"{path}: log.{key}: only with handoff.kafka.brokers; without Kafka this log is the only copy until"
+                " the ledger has read it"
             )
     trouble = _kafka_trouble(settings.handoff.kafka)
     if trouble:

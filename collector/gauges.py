@@ -33,6 +33,8 @@ def of_memory(pressure: Pressure) -> Iterator[Gauge]:
 
 def of_log(log: DurableLog, streams: int) -> Iterator[Gauge]:
     yield "streams", "Streams known: one per agent and epoch.", streams
+    begin = "Where the durable log begins, in bytes since its beginning: what was before has been pruned."
+    yield "log_begin_bytes", begin, log.begin
     yield "log_end_bytes", "Length of the durable log since its beginning.", log.end
     with contextlib.suppress(OSError):
         yield "log_free_bytes", "Bytes left on its disk before appends are refused.", log.free_bytes

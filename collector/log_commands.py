@@ -19,12 +19,13 @@ from google.protobuf.message import DecodeError
 from collector.audit import Audit
 from collector.config import SETTING_REASONS, Settings
 from collector.errors import CollectorError
-from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, unfinished_bytes
+from collector.handoff.log import HANDED_ON, Damage, Kind, Record, repair, scan, segments, unfinished_bytes
 from collector.handoff.park_notes import read_note
 from collector.timestamps import iso
 from wire.containers import table_of
 from wire.daemon.command_line import act_as_owner
 from wire.identity import AgentId
+from wire.limits import WINDOW
 from wire.measures import MEASURES
 from wire.v1 import usage_pb2 as pb
 
@@ -64,6 +65,10 @@ class LogVerdict(msgspec.Struct):
     wrong_releases: list[str] = []
     """Released without being parked, twice, with other bytes, or out of turn."""
     damaged: list[str] = []
+    begins_at: int = 0
+    """Offset of its first byte; what was before has been pruned."""
+    perhaps_pruned: list[str] = []
+    """Of a pruned log: missing, but so close to its beginning that they may have come in before it."""
     unfinished_bytes: int = 0
     """At the end, nobody was told of: being written now, or torn by a crash and cut off by the next start."""
 
@@ -126,8 +131,11 @@ def verify(directory: Path) -> LogVerdict:
     verdict = LogVerdict()
     verdict.unfinished_bytes = unfinished_bytes(directory)
     streams: dict[tuple[str, int], _StreamCheck] = {}
+    first_offset: int | None = None
     queues = _QueueCheck()
     for record in scan(directory):
+        if first_offset is None:
+            first_offset = record.offset
         if isinstance(record, Damage):
             verdict.damaged.append(record.place)
             continue
@@ -136,13 +144,13 @@ def verify(directory: Path) -> LogVerdict:
             continue
         if record.kind is Kind.RELEASED:
             verdict.released += 1
-            if not queues.released(record):
+            if not queues.released(record, first_offset):
                 verdict.wrong_releases.append(f"{record.agent_id}/{record.epoch}/{record.seq}")
             continue
         if record.kind is Kind.PARKED:
             queues.parked(record)
         key = (record.agent_id, record.epoch)
-        stream = streams.setdefault(key, _StreamCheck())
+        stream = streams.setdefault(key, _StreamCheck(record.seq))
         name = f"{record.agent_id}/{record.epoch}/{record.seq}"
         if record.kind is Kind.ADOPTED:
             verdict.adopted += 1
@@ -168,9 +176,15 @@ def verify(directory: Path) -> LogVerdict:
             verdict.rejected += 1
             stream.rejected[record.seq] = record.digest
         stream.digests[record.seq] = (record.digest, previous)
+    verdict.begins_at = next(iter(segments(directory)), 0)
     for (agent_id, epoch), stream in streams.items():
         verdict.streams += 1
-        verdict.missing.extend(f"{agent_id}/{epoch}/{seq}" for seq in stream.missing())
+        for seq in stream.missing():
+            # What came in before the first one that is still there, came in within the window.
+            if not verdict.begins_at or seq >= stream.first_seq + WINDOW:
+                verdict.missing.append(f"{agent_id}/{epoch}/{seq}")
+            elif seq > stream.first_seq:
+                verdict.perhaps_pruned.append(f"{agent_id}/{epoch}/{seq}")
         verdict.chain_breaks.extend(f"{agent_id}/{epoch}/{seq}" for seq in stream.chain_breaks())
     verdict.parked = queues.waiting()
     return verdict
@@ -186,9 +200,11 @@ class _QueueCheck:
         entry = (record.offset, record.agent_id, record.epoch, record.seq, record.digest)
         self._queues.setdefault(read_note(record.note).tenant, deque()).append(entry)
 
-    def released(self, record: Record) -> bool:
-        """Whether this is the batch whose turn it was, byte for byte."""
+    def released(self, record: Record, first_offset: int) -> bool:
+        """Whether this is the batch whose turn it was, byte for byte, as far as the log goes back."""
         note = read_note(record.note)
+        if note.parked_at < first_offset:
+            return True
         wanted = (note.parked_at, record.agent_id, record.epoch, record.seq, record.digest)
         queue = self._queues.get(note.tenant, deque())
         if wanted not in queue:
@@ -205,7 +221,9 @@ class _QueueCheck:
 class _StreamCheck:
     """One stream's numbers and digests."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_seq: int) -> None:
+        self.first_seq = first_seq
+        """Of the first record."""
         self.digests: dict[int, tuple[bytes, bytes | None]] = {}
         self.rejected: dict[int, bytes] = {}
         """Digests of what was rejected and not let in since."""
@@ -239,6 +257,12 @@ def _verify(args: argparse.Namespace, directory: Path) -> int:
             f" {verdict.adopted} taken up midway,"
             f" {verdict.released} released, {verdict.parked} still parked"
         )
+        if verdict.begins_at:
+            near = verdict.perhaps_pruned
+            print(
+                f"  pruned: begins at offset {verdict.begins_at}"
+                + (f"; perhaps before it: {len(near)}: {', '.join(near[:10])}" if near else "")
+            )
         if verdict.unfinished_bytes:
             print(
                 f"  {verdict.unfinished_bytes} bytes of an unfinished group at the end; nobody was told of it"

@@ -21,7 +21,7 @@ from collector.errors import CollectorError
 from collector.import_commands import Report
 from collector.resend.batches import Found, Source
 from collector.resend.files import BatchFiles
-from collector.resend.log_range import log_batches, log_end
+from collector.resend.log_range import begins_at_unix_ns, extent_of, log_batches
 from collector.resend.progress import Progress
 from collector.resend.sender import Sender
 from collector.timestamps import iso
@@ -157,8 +157,10 @@ def _sources(args: argparse.Namespace, settings: config.Settings) -> tuple[Sourc
         if not directory.is_dir():
             raise CollectorError(f"no log at {directory}: name its directory")
         # What arrives from now on is not meant: it may be what is sent here.
-        end = log_end(directory)
-        return log_batches(directory, end), end, [str(directory)]
+        extent = extent_of(directory)
+        if extent.begin:
+            _say_where_it_begins(directory)
+        return log_batches(directory, extent), extent.size, [str(directory)]
     reader = BatchFiles()
     try:
         total_bytes = sum(path.stat().st_size for path in args.files)
@@ -166,6 +168,15 @@ def _sources(args: argparse.Namespace, settings: config.Settings) -> tuple[Sourc
         raise CollectorError(f"{error.filename}: {error.strerror}; nothing was sent") from error
     read: Callable[[Path], Source] = reader.read
     return itertools.chain.from_iterable(map(read, args.files)), total_bytes, [str(p) for p in args.files]
+
+
+def _say_where_it_begins(directory: Path) -> None:
+    begun = begins_at_unix_ns(directory)
+    since = "and has nothing yet" if begun is None else f"and begins with what came in at {iso(begun)}"
+    print(
+        f"usage-replay: {directory} has been pruned {since}; what is older may be in Kafka (--kafka)",
+        file=sys.stderr,
+    )
 
 
 def _say_what_would(chosen: Source, report: Report, as_json: bool) -> int:

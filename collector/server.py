@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from collector.door.listeners import Listeners
 from collector.door.pressure import Pressure, available_bytes
 from collector.errors import CollectorError
 from collector.exporter import CollectorMetrics, Gauge
-from collector.handoff.log import Damage, DamagedLog, DurableLog, Kind, Recent, damage_text, scan
+from collector.handoff.log import Damage, DamagedLog, DurableLog, Keep, Kind, Recent, damage_text, scan
 from collector.handoff.park import Releaser, restore
 from collector.handoff.receipts import Receipts
 from collector.notices import EVENTS, Notices
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 5.0
 CHECKPOINT_SECONDS = 5.0
+PRUNE_SECONDS = 5.0
 STUCK_SECONDS = 60.0
 LOG_STUCK_SECONDS = 120.0
 """A disk that is slow, or fails over, may need some time for one write; a restart would not make it faster."""
@@ -119,6 +121,7 @@ class Server:
                 self._admission,
                 self._checkpoint,
                 settings.log_directory,
+                self._log.begin,
                 self._log.end,
             )
             if recent is not None:
@@ -169,7 +172,7 @@ class Server:
         from collector.handoff.kafka.sharing import Sharing
 
         settings, loop = self._settings, asyncio.get_running_loop()
-        cursor = Cursor(settings.state_dir / CURSOR_FILE, self._log.end)
+        cursor = Cursor(settings.state_dir / CURSOR_FILE, self._log.begin, self._log.end)
         closing.callback(cursor.close)
 
         def news(confirmed: int, trouble: str) -> None:
@@ -297,6 +300,7 @@ class Server:
     async def _until_stopped(self) -> None:
         work: list[Coroutine[Any, Any, object]] = [
             self._listeners.watch(),
+            self._listeners.mind_memory(),
             self._pressure.watch(),
             self._reload_when_asked(),
             self._keep_checkpoint(),
@@ -305,6 +309,8 @@ class Server:
         ]
         if self._settler is not None:
             work.append(self._settler.run())
+        if self._receipts is not None:
+            work.append(self._prune(self._receipts))
         tasks = [asyncio.create_task(one) for one in work]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -324,6 +330,21 @@ class Server:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
             await self._save()
+
+    async def _prune(self, receipts: Receipts) -> None:
+        """Delete of the log what nobody needs: the brokers have it, and the checkpoint tells what it told."""
+        bounds = self._settings.log
+        keep = Keep(None if bounds.keep is None else bounds.keep.ns, bounds.max_size)
+
+        def needed_from() -> int:
+            return min(receipts.confirmed, self._checkpoint.needed_from())
+
+        while True:
+            try:
+                await asyncio.to_thread(self._log.prune, keep, needed_from)
+            except (OSError, sqlite3.Error) as error:
+                log.warning("log_not_pruned", error=error)
+            await asyncio.sleep(PRUNE_SECONDS)
 
     async def _save(self) -> None:
         """Offset, streams and queues in one turn of the loop: what is saved is never ahead of the log."""
@@ -406,6 +427,7 @@ class Server:
             "agents": len(self._streams.agents()),
             "answers": dict(tally.answers),
             "refusals": {f"{code} {reason}": n for (code, reason), n in tally.refusals.items()},
+            "log_begin_bytes": self._log.begin,
             "log_end_bytes": self._log.end,
             "tenants": {
                 tenant: {"batches": t.batches, "rows": t.rows, "cpu_usage_ns": t.cpu_usage_ns}
@@ -421,7 +443,12 @@ def memory_bound(settings: Settings) -> int:
 
 
 def load(
-    streams: Streams, admission: Admission, checkpoint: Checkpoint, directory: Path, log_end: int
+    streams: Streams,
+    admission: Admission,
+    checkpoint: Checkpoint,
+    directory: Path,
+    log_begin: int,
+    log_end: int,
 ) -> int:
     """Fill `streams` and `admission` from the checkpoint and the log behind it. Returns how many records were read."""
     covered, saved = checkpoint.load()
@@ -432,6 +459,10 @@ def load(
         checkpoint.clear()
         covered = 0
     else:
+        if covered < log_begin:
+            # It was lost, or restored from a backup: what lies between is learned from the agents.
+            log.warning("checkpoint_behind_log", covered=covered, log_begin=log_begin)
+        checkpoint.begins(log_begin)
         for (agent_id, epoch), state in saved:
             streams.put(agent_id, epoch, state)
         for bucket in checkpoint.buckets():
@@ -457,6 +488,6 @@ def load(
             known.adopt(record.seq)
         else:
             digest = record.note if record.kind is Kind.ELSEWHERE else record.digest
-            known.mark(record.seq, digest)
+            known.recall(record.seq, digest)
     admission.restored(now_ns)
     return count

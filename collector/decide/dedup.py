@@ -111,6 +111,14 @@ class StreamState:
                 break
             self._advance(self.watermark + 1, following)
 
+    def recall(self, seq: int, digest: bytes) -> None:
+        """Mark what a log tells, which may begin later than the stream. Whatever is in it was judged within the window, so
+        all that is further behind had been answered; in a whole log the watermark is there already.
+        """
+        if seq > self.watermark + WINDOW:
+            self.adopt(seq - WINDOW + 1)
+        self.mark(seq, digest)
+
     def adopt(self, seq: int) -> None:
         """Go on at `seq`: what came before was answered elsewhere, or is lost and shows in the ledger."""
         if seq - 1 <= self.watermark:

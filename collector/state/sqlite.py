@@ -3,11 +3,15 @@
 Only an optimisation: the log is the truth, and at start what lies behind the offset is replayed from it.
 A checkpoint holds only what is durable in the log, so it can be behind, never ahead. Only the balances of the
 token buckets are nowhere else; without them a bucket starts full, or empty where something waits.
+
+A log that is pruned tells the story from its new beginning on, so it is pruned only up to `needed_from`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -40,9 +44,10 @@ _BUCKET_LIFE_NS = 30 * 86_400 * 1_000_000_000
 
 
 class Checkpoint:
-    """Not thread-safe; one owner."""
+    """One owner. Its threads may save and prune at the same time; they wait for each other."""
 
     def __init__(self, path: Path) -> None:
+        self._writing = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
@@ -77,6 +82,23 @@ class Checkpoint:
         for at, tenant, size, weight, since_unix_ns in self._db.execute("SELECT * FROM parked ORDER BY at"):
             yield tenant, Parked(at, size, weight, since_unix_ns)
 
+    def needed_from(self) -> int:
+        """Log offset from which on the log is needed beside this checkpoint, which is durable when this returns: where the
+        oldest parked batch lies, or behind all that is covered. 0 while another process holds the file.
+        """
+        with self._writing:
+            (oldest_parked,) = self._db.execute("SELECT min(at) FROM parked").fetchone()
+            covered = self.log_end()
+            # Commits alone do not wait for the disk.
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            return 0
+        return covered if oldest_parked is None else min(covered, oldest_parked)
+
+    def begins(self, log_begin: int) -> None:
+        """The log begins here. What was parked before has been released, or it would not have been deleted."""
+        self._db.execute("DELETE FROM parked WHERE at < ?", (log_begin,))
+
     def clear(self) -> None:
         """It tells of another log."""
         self._db.executescript(
@@ -91,8 +113,7 @@ class Checkpoint:
         now_unix_ns: int,
     ) -> None:
         """Store what changed and the log offset it covers, all or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._writing, self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO stream VALUES (?, ?, ?, ?, ?, ?)",
                 (
@@ -111,6 +132,12 @@ class Checkpoint:
             self._db.executemany("INSERT OR REPLACE INTO bucket VALUES (?, ?, ?, ?)", admission.buckets)
             self._db.execute("DELETE FROM bucket WHERE at_unix_ns < ?", (now_unix_ns - _BUCKET_LIFE_NS,))
             self._db.execute("INSERT OR REPLACE INTO position VALUES (1, ?)", (log_end,))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")

@@ -171,7 +171,7 @@ class LogSource:
         if self._offset is None:
             self._offset = bases[0]
         if self._offset < bases[0]:
-            raise LedgerError(_elsewhere(self._directory, self._offset, f"it begins at {bases[0]}"))
+            raise LedgerError(_pruned(self._directory, self._offset, bases[0]))
         base = bases[bisect_right(bases, self._offset) - 1]
         path = segment_path(self._directory, base)
         segment = self._segment = _Segment(path, base, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -319,6 +319,12 @@ def _elsewhere(directory: Path, offset: int, why: str) -> str:
     return (
         f"the log in {directory} was read up to {offset}, and now {why}: it was replaced, or restored from an older copy."
         " If it is the right one, `weighbridge-ledger reread` begins anew with it; what is booked stays booked once"
+    )
+
+
+def _pruned(directory: Path, offset: int, begin: int) -> str:
+    return _elsewhere(directory, offset, f"it begins at {begin}") + (
+        ". If its collector prunes it (`log.keep`, `log.max_size`), this ledger has to read Kafka: set `source.kafka`"
     )
 
 

@@ -54,7 +54,7 @@ class Sender(threading.Thread):
 
     def _deliver(self, items: list[pb.Item]) -> None:
         def requests() -> Iterator[pb.DeliverRequest]:
-            yield self._stream.hello(1)
+            yield self._stream.hello(items[0].seq if items else None)
             yield pb.DeliverRequest(delivery=pb.Delivery(items=items))
 
         address = f"127.0.0.1:{self._site.ports['ingest']}"

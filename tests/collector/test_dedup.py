@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -82,6 +82,19 @@ def test_a_stream_taken_up_midway_goes_on_there_and_forgets_what_it_cannot_know(
     assert state.watermark == 7
 
 
+@given(st.integers(0, 3 * WINDOW), st.integers(1, WINDOW))
+@example(5, WINDOW)
+def test_a_log_that_begins_with_any_batch_of_the_window_says_no_more_than_was_known(
+    watermark: int, ahead: int
+) -> None:
+    read = StreamState()
+    read.recall(watermark + ahead, of(watermark + ahead))
+    for seq in range(watermark + 1, watermark + WINDOW + 1):
+        assert read.judge(seq, of(seq)) is (Seen.DUPLICATE if seq == watermark + ahead else Seen.NEW) or (
+            seq > read.watermark + WINDOW
+        )
+
+
 @given(st.permutations(list(range(1, 60))))
 def test_any_order_of_delivery_ends_in_the_same_state(order: list[int]) -> None:
     state = StreamState()
@@ -104,6 +117,8 @@ class DedupMachine(RuleBasedStateMachine):
         super().__init__()
         self.state = StreamState()
         self.known: dict[int, bytes] = {}
+        self.log: list[tuple[int, bytes]] = []
+        """What was marked and adopted (without a digest), in order."""
         self.adopted = 0
 
     @rule(ahead=st.integers(-80, WINDOW + 20), version=st.integers(0, 1), durable=st.booleans())
@@ -125,11 +140,37 @@ class DedupMachine(RuleBasedStateMachine):
             if durable:
                 self.state.mark(seq, of(seq, version))
                 self.known[seq] = of(seq, version)
+                self.log.append((seq, of(seq, version)))
+
+    @rule(beyond=st.integers(200, 2_000))
+    def deliver_many(self, beyond: int) -> None:
+        for seq in range(self.state.watermark + 1, self.state.watermark + beyond):
+            if self.state.judge(seq, of(seq)) is Seen.NEW:
+                self.deliver(seq - self.state.watermark, 0, True)
 
     @rule(beyond=st.integers(1, 400))
     def adopt(self, beyond: int) -> None:
         self.adopted = max(self.adopted, self.state.watermark + beyond)
         self.state.adopt(self.adopted)
+        self.log.append((self.adopted, b""))
+
+    @rule(kept=st.floats(0, 1))
+    def read_a_pruned_log(self, kept: float) -> None:
+        """Without the checkpoint: nothing is thought to be there that is not, and an agent's word says up to where all is."""
+        read = StreamState()
+        for seq, its in self.log[round(len(self.log) * (1 - kept)) :]:
+            if its:
+                read.recall(seq, its)
+            else:
+                read.adopt(seq)
+            assert len(read.ahead) <= WINDOW
+        real = self.state
+        assert read.watermark <= real.watermark
+        read.adopt(real.watermark + 1)
+        assert read.watermark == real.watermark
+        assert read.ahead.items() <= real.ahead.items()
+        if kept == 1:
+            assert (read.last_digest, read.ring, read.ahead) == (real.last_digest, real.ring, real.ahead)
 
     @rule()
     def save_and_load(self) -> None:

@@ -182,7 +182,7 @@ def test_a_readmitted_batch_changes_nothing_of_what_the_collector_remembers_of_i
     def remembered() -> tuple[int, bytes, bytes, dict[int, bytes]]:
         streams, checkpoint = Streams(), Checkpoint(centre.directory / "other.db")
         nobody = Admission(Plans(AdmissionSettings(), {}).of)
-        load(streams, nobody, checkpoint, centre.directory / "log", 1 << 62)
+        load(streams, nobody, checkpoint, centre.directory / "log", 0, 1 << 62)
         checkpoint.close()
         state = streams.get(stream.agent_id, 1)
         assert state is not None

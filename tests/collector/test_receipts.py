@@ -58,14 +58,14 @@ def test_a_cursor_comes_back_as_it_was_left(
     tmp_path_factory: pytest.TempPathFactory, offsets: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("cursor") / "kafka.cursor"
-    cursor = Cursor(path, 1 << 60)
+    cursor = Cursor(path, 0, 1 << 60)
     for offset in offsets:
         cursor.advance(offset)
     cursor.close()
-    again = Cursor(path, 1 << 60)
+    again = Cursor(path, 0, 1 << 60)
     assert again.offset == offsets[-1]
     again.close()
-    shorter = Cursor(path, 0)
+    shorter = Cursor(path, 0, 0)
     assert shorter.offset == 0, "a log that is shorter is another log"
     shorter.close()
 
@@ -77,11 +77,11 @@ def test_a_cursor_that_cannot_be_read_is_as_good_as_none(
 ) -> None:
     path = tmp_path_factory.mktemp("cursor") / "kafka.cursor"
     path.write_bytes(said)
-    cursor = Cursor(path, 1 << 60)
+    cursor = Cursor(path, 0, 1 << 60)
     assert cursor.offset == 0
     cursor.advance(42)
     cursor.close()
-    assert Cursor(path, 1 << 60).offset == 42
+    assert Cursor(path, 0, 1 << 60).offset == 42
 
 
 def make_log(directory: Path, sizes: list[int]) -> int:

@@ -18,3 +18,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     assert not why, why
     with KafkaBroker(tmp_path_factory.mktemp("kafka")) as running:
         yield running
+
+
+@pytest.fixture
+def shaken(broker: KafkaBroker) -> Iterator[KafkaBroker]:
+    """The broker, for a test that stops it; running again afterwards."""
+    yield broker
+    if broker.process is None:
+        broker.start()
+    else:
+        broker.resume()

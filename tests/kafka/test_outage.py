@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -18,22 +17,12 @@ from bench.site import Site
 from collector.door.ca import CertificateAuthority
 from tests.chaos.sender import Sender, sending
 from tests.collector.door import Door, statuses
-from tests.kafka.topic import Got, fresh_name, kafka_settings, read_all
+from tests.kafka.topic import distinct, fresh_name, kafka_settings, read_all
 from tests.waiting import until
 
 IN_FLIGHT_BYTES = 8 << 20
 MOST_GROWTH_BYTES = 64 << 20
 """Twice `in_flight` in librdkafka, the gRPC messages on their way, and what malloc keeps."""
-
-
-@pytest.fixture
-def shaken(broker: KafkaBroker) -> Iterator[KafkaBroker]:
-    """The broker, for a test that stops it; running again afterwards."""
-    yield broker
-    if broker.process is None:
-        broker.start()
-    else:
-        broker.resume()
 
 
 def begin(site: Site, broker: KafkaBroker, topic: str) -> CertificateAuthority:
@@ -152,11 +141,3 @@ def test_nothing_is_lost_whatever_is_stopped_and_killed_under_load(site: Site, s
             first[one.identity[0]].append(one.identity[2])
     # The log's order, which is that of the answers; an agent that sends one Delivery at a time sees its own.
     assert all(numbers == sorted(numbers) for numbers in first.values())
-
-
-def distinct(got: list[Got]) -> dict[tuple[str, int, int], bytes]:
-    """The batches by identity; what is there twice must be the same."""
-    batches: dict[tuple[str, int, int], bytes] = {}
-    for one in got:
-        assert batches.setdefault(one.identity, one.value) == one.value
-    return batches

@@ -129,3 +129,11 @@ def damaged(broker: KafkaBroker, topic: str, value: bytes) -> Iterator[None]:
         finally:
             file.seek(at)
             file.write(value[20:21])
+
+
+def distinct(got: list[Got]) -> dict[tuple[str, int, int], bytes]:
+    """The batches by identity; what is there twice must be the same."""
+    batches: dict[tuple[str, int, int], bytes] = {}
+    for one in got:
+        assert batches.setdefault(one.identity, one.value) == one.value
+    return batches

@@ -51,6 +51,9 @@ def fleet(down: int, of: int) -> dict[str, str]:
 
 
 # The Unix time of promtool's minutes begins at 0, so a timestamp of `0+60x60` is that of now.
+LOG_GROWS = collector("log_end_bytes", "0+1e8x400") | collector("log_begin_bytes", "0x400")
+LOG_RESTS = collector("log_end_bytes", "7x60") | collector("log_begin_bytes", "0x60")
+
 CASES = (
     Case("WeighbridgeAgentDown", up("agent", "a", "1x9 0x60"), up("agent", "a", "1x9 0x8 1x60"), not_yet=18),
     Case("WeighbridgeAgentsDown", fleet(2, 10), fleet(1, 10) | up("collector", "c", "0x60")),
@@ -157,14 +160,21 @@ CASES = (
     Case(
         # 100 MB a minute: 20 GB last three hours, 2 TB two weeks.
         "WeighbridgeLogDiskFilling",
-        collector("log_free_bytes", "2e10x400") | collector("log_end_bytes", "0+1e8x400"),
-        collector("log_free_bytes", "2e12x400") | collector("log_end_bytes", "0+1e8x400"),
+        collector("log_free_bytes", "2e10x400") | LOG_GROWS,
+        collector("log_free_bytes", "2e12x400") | LOG_GROWS,
+        after=390,
+    ),
+    Case(
+        # What is pruned at its beginning as fast fills nothing.
+        "WeighbridgeLogDiskFilling",
+        collector("log_free_bytes", "2e10x400") | LOG_GROWS,
+        collector("log_free_bytes", "2e10x400") | LOG_GROWS | collector("log_begin_bytes", "0+1e8x400"),
         after=390,
     ),
     Case(
         "WeighbridgeLogDiskFilling",
-        collector("log_free_bytes", "-5e8x60") | collector("log_end_bytes", "7x60"),
-        collector("log_free_bytes", "5e9x60") | collector("log_end_bytes", "7x60"),
+        collector("log_free_bytes", "-5e8x60") | LOG_RESTS,
+        collector("log_free_bytes", "5e9x60") | LOG_RESTS,
     ),
     Case(
         "WeighbridgeRetries",

@@ -26,18 +26,26 @@ class Damage(NamedTuple):
 
 
 def scan(directory: Path, start: int = 0, end: int | None = None) -> Iterator[Record | Damage]:
-    """Every record from offset `start`, and every damaged place. Marks are the log's own and not shown."""
+    """Every record from offset `start`, and every damaged place. Marks are the log's own and not shown. A log that is pruned
+    meanwhile begins later.
+    """
     bases = segments(directory)
     for index, base in enumerate(bases):
         following = bases[index + 1] if index + 1 < len(bases) else None
         if following is not None and following <= start:
             continue
         path = segment_path(directory, base)
-        size = path.stat().st_size
-        if end is not None:
-            size = min(size, max(0, end - base))
         at = max(0, start - base)
-        for piece in pieces(_read(path, at, size), base + at):
+        try:
+            size = path.stat().st_size
+            if end is not None:
+                size = min(size, max(0, end - base))
+            data = _read(path, at, size)
+        except FileNotFoundError:
+            if base in segments(directory) or following is None:
+                raise
+            continue
+        for piece in pieces(data, base + at):
             if isinstance(piece, Bad):
                 if piece.proven or following is not None:
                     yield Damage(path.name, piece.offset)
@@ -50,8 +58,11 @@ def scan(directory: Path, start: int = 0, end: int | None = None) -> Iterator[Re
 def records_at(directory: Path, places: Iterable[tuple[int, int]]) -> list[Record | None]:
     """The records at (offset, size of the batch); None where there is none that verifies. OSError is the disk's."""
     bases = segments(directory)
-    found = []
+    found: list[Record | None] = []
     for offset, size in places:
+        if not bases or offset < bases[0]:
+            found.append(None)
+            continue
         base = bases[bisect_right(bases, offset) - 1]
         with segment_path(directory, base).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), HEADER_BYTES + MAX_NOTE_BYTES + size, offset - base)

@@ -2,7 +2,8 @@
 
 Written after the delivery reports, so it is never ahead. It lies in one sector and is overwritten in place, without
 waiting for the disk: a kill loses nothing, a power cut at most what the disk had not written yet. Whatever is
-lost costs duplicates with identical bytes, and no usage; without the file the whole log is published once more.
+lost costs duplicates with identical bytes, and no usage; without the file all that the log has is published once more.
+The log deletes only what is confirmed: what is before its beginning was, whatever is written here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ log = Journal("collector.kafka")
 class Cursor:
     """One file; `offset` is in the whole log."""
 
-    def __init__(self, path: Path, log_end: int) -> None:
+    def __init__(self, path: Path, log_begin: int, log_end: int) -> None:
         """CollectorError when the file cannot be used. One that cannot be true is as good as none."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -41,6 +42,7 @@ class Cursor:
             self.offset = 0
             # What is longer than a line would show behind every line to come.
             os.ftruncate(self._fd, 0)
+        self.offset = max(self.offset, log_begin)
 
     def advance(self, offset: int) -> None:
         """Everything before `offset` is confirmed. OSError leaves the old one."""

@@ -6,11 +6,13 @@ The format is in `wire/log`: the ledger reads it too.
     writer.py    DurableLog, the one who appends
     tail.py      Tail, who follows it within the collector
     recent.py    what was written last, for a reader that follows closely
+    prune.py     where the log may begin: what nobody needs any more
     mend.py      repair, when a person decides
 
 Invariants. A record is reported durable only after fdatasync returned. Behind the durable end the file has
 nothing that somebody was told about. A mark is written only after everything before it was synced; so is a
-segment created, whose name therefore says the same.
+segment created, whose name therefore says the same. The log is one stretch: what goes, goes from its beginning on, each
+segment durably before the next.
 
 Failure model. The disk keeps what fdatasync promised; of a write it did not promise it keeps any pages in any
 order, and a kill leaves any beginning of it. So a bad place behind the last proof (mark, segment name,
@@ -23,6 +25,7 @@ to the durable end and reopened before anything else is written.
 
 from collector.handoff.log.files import DamagedLog, LogError, damage_text
 from collector.handoff.log.mend import repair
+from collector.handoff.log.prune import Keep
 from collector.handoff.log.recent import Recent
 from collector.handoff.log.tail import Tail
 from collector.handoff.log.writer import DurableLog
@@ -47,6 +50,7 @@ __all__ = [
     "Damage",
     "DamagedLog",
     "DurableLog",
+    "Keep",
     "Kind",
     "LogError",
     "Recent",

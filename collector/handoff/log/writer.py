@@ -19,6 +19,7 @@ from collector.handoff.log.files import (
     sync_directory,
     torn_path,
 )
+from collector.handoff.log.prune import Keep, Segment, beginning
 from collector.handoff.log.recent import Recent
 from wire.daemon.files import is_read_only, replace_durably
 from wire.daemon.journal import Journal
@@ -67,6 +68,8 @@ class DurableLog:
                 f"log directory {directory}: {error.strerror}; make it writable for this user or set `log.directory`"
             ) from error
         self.torn_bytes = 0
+        self.begin: int
+        """Offset of the first byte that is still there."""
         self._fd = -1
         self._base: int
         self._size: int
@@ -152,6 +155,24 @@ class DurableLog:
         self.append(frames, done)
         ready.wait()
         return told[0]
+
+    def prune(self, keep: Keep, needed_from: Callable[[], int]) -> None:
+        """Delete from the beginning what is beyond `keep`. `needed_from`: the offset from which on the log is needed, also
+        by whoever starts after a power cut; asked only when something would go. OSError leaves the rest.
+        """
+        found = [_segment(self.directory, base) for base in segments(self.directory)]
+        now_unix_ns = time.time_ns()
+        if beginning(found, keep, self.end, now_unix_ns) == self.begin:
+            return
+        begin = beginning(found, keep, needed_from(), now_unix_ns)
+        going = [segment for segment in found if segment.base < begin]
+        for segment in going:
+            segment_path(self.directory, segment.base).unlink()
+            # Were a later one gone while this one is still there, the log would have a hole.
+            sync_directory(self.directory)
+            self.begin = segment.base + segment.size
+        if going:
+            log.info("log_pruned", segments=len(going), bytes=sum(s.size for s in going), begin=self.begin)
 
     def close(self) -> None:
         """Write what waits, seal it, then stop."""
@@ -297,6 +318,7 @@ class DurableLog:
 
     def _open_tail(self, synced_end: int) -> None:
         bases = segments(self.directory)
+        self.begin = bases[0] if bases else 0
         if not bases:
             self._base = self._size = 0
             self._sealed = True
@@ -340,6 +362,11 @@ class DurableLog:
         kept = sorted(self.directory.glob("[0-9]*.torn"), key=lambda path: path.stat().st_mtime_ns)
         for oldest in kept[:-KEPT_TORN_TAILS]:
             oldest.unlink()
+
+
+def _segment(directory: Path, base: int) -> Segment:
+    status = segment_path(directory, base).stat()
+    return Segment(base, status.st_size, status.st_mtime_ns)
 
 
 def _unwilling(directory: Path, why: str) -> str:
