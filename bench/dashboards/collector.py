@@ -52,13 +52,18 @@ def _door() -> Panels:
     )  # fmt: skip
 
 
+def _growth(window: str) -> str:
+    """Bytes a second that the log takes up more: what comes behind its end without what goes from its beginning."""
+    return f"deriv({C}log_end_bytes{{{COLLECTOR}}}[{window}]) - deriv({C}log_begin_bytes{{{COLLECTOR}}}[{window}])"
+
+
 def _log() -> Panels:
     return (
         graph("Left on its disk", "At zero agents are told RETRY, METER-001.", "bytes",
               (f"{C}log_free_bytes{{{COLLECTOR}}}", "{{instance}}")),
-        graph("Growth", "", "Bps", (f"deriv({C}log_end_bytes{{{COLLECTOR}}}[1h])", "{{instance}}")),
+        graph("Growth", "", "Bps", (_growth("1h"), "{{instance}}")),
         graph("Full in", "As it grew in the last six hours.", "s",
-              (f"{C}log_free_bytes{{{COLLECTOR}}} / (deriv({C}log_end_bytes{{{COLLECTOR}}}[6h]) > 0)", "{{instance}}")),
+              (f"{C}log_free_bytes{{{COLLECTOR}}} / (({_growth('6h')}) > 0)", "{{instance}}")),
         graph("Groups made durable", "", "suffix: /s",
               (f"sum(rate({C}commits_total{{{COLLECTOR}}}[$__rate_interval]))", "durable"),
               (f"sum(rate({C}failed_commits_total{{{COLLECTOR}}}[$__rate_interval]))", "refused by the disk")),

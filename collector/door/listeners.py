@@ -2,6 +2,9 @@
 
 An address that changes gets its new listener before the old one goes, and all of a reload's doors open or none does. What
 was received by an old listener is answered before its streams end; agents connect again by themselves.
+
+The enrolment door is open to anybody, and what gRPC reads ahead from a connection that never falls silent is bounded by
+nothing (docs/decisions/0025). So a connection there is short, and while memory is short the door is shut.
 """
 
 from __future__ import annotations
@@ -37,6 +40,13 @@ RECHECK_SECONDS = 2.0
 DRAIN_SECONDS = 20.0
 LAST_WORDS_SECONDS = 30.0
 """Of a connection that has reached its age."""
+ENROLMENT_AGE_SECONDS = 60.0
+"""Whoever enrols makes one call."""
+ENROLMENT_LAST_WORDS_SECONDS = 5.0
+LOOK_SECONDS = 0.5
+SHUT_SECONDS = 10.0
+"""The enrolment door stays shut at least so long."""
+INGEST, ENROLMENT = "ingest", "enrolment"
 ENROLMENT_CONNECTIONS = 64
 OWN_FILES = 256
 """Descriptors for the log, the databases and what else is no agent."""
@@ -87,6 +97,9 @@ class Listeners:
             life = timedelta(seconds=settings.tls.certificate_life)
             self._enrolment = EnrolmentService(authority, self._authenticator, [], life)
         self._doors: dict[str, _Door] = {}
+        self._shut: _Door | None = None
+        """The enrolment door, while memory is short."""
+        self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -100,6 +113,10 @@ class Listeners:
 
     async def replace(self, settings: Settings) -> None:
         """Listen where `settings` say. CollectorError: one address cannot be opened, and nothing has changed."""
+        async with self._changing:
+            await self._replace(settings)
+
+    async def _replace(self, settings: Settings) -> None:
         wanted = dict(_addresses(settings, self._enrolment is not None))
         fresh: dict[str, _Door] = {}
         try:
@@ -112,10 +129,11 @@ class Listeners:
             raise
         gone = [door for key, door in self._doors.items() if key in fresh or key not in wanted]
         self._doors = {key: fresh.get(key) or self._doors[key] for key in wanted}
+        self._shut = None
         self.occupancy.room = _room(settings)
         self._settings = settings
         if self._enrolment is not None:
-            self._enrolment.collectors = settings.listen.advertise or [f":{self.ports['ingest']}"]
+            self._enrolment.collectors = settings.listen.advertise or [f":{self.ports[INGEST]}"]
         for door in gone:
             log.info("listener_closed", key=f"listen.{door.key}", address=door.address)
             leaving = asyncio.create_task(door.close(DRAIN_SECONDS))
@@ -141,14 +159,42 @@ class Listeners:
             except sqlite3.Error as error:
                 log.error("standings_unknown", code=Meter.DATABASE_UNAVAILABLE, error=error)
 
+    async def mind_memory(self) -> None:
+        """Keep the enrolment door shut while memory is short: whoever comes there is nobody yet. Runs until cancelled."""
+        opens = 0.0
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            async with self._changing:
+                door = self._doors.get(ENROLMENT)
+                if self._pressure.high and door is not None:
+                    self._shut = self._doors.pop(ENROLMENT)
+                    await door.close(0)
+                    log.warning("enrolment_shut", code=Meter.BUFFER_OVERFLOW, address=door.address)
+                    opens = time.monotonic() + SHUT_SECONDS
+                elif self._shut is not None and not self._pressure.high and time.monotonic() >= opens:
+                    opens = time.monotonic() + SHUT_SECONDS
+                    await self._open_again(self._shut)
+
+    async def _open_again(self, shut: _Door) -> None:
+        host, _ = split_address(shut.address)
+        try:
+            door = await self._listen(ENROLMENT, f"{host}:{shut.port}", self._settings.connections)
+        except CollectorError as error:
+            log.error("enrolment_not_opened", code=Meter.BUFFER_OVERFLOW, error=error)
+            return
+        self._doors[ENROLMENT] = door._replace(address=shut.address)
+        self._shut = None
+        log.info("enrolment_opened", address=shut.address)
+
     async def close(self, seconds: float = DRAIN_SECONDS) -> None:
         """Take nobody in any more; what was received is answered within so many seconds."""
-        await asyncio.gather(*(door.close(seconds) for door in self._doors.values()), *self._leaving)
+        doors = [*self._doors.values(), *filter(None, (self._shut,))]
+        await asyncio.gather(*(door.close(seconds) for door in doors), *self._leaving)
 
     async def _listen(self, key: str, address: str, connections: Connections) -> _Door:
         split_address(address)
         service: IngestService | None = None
-        if key == "ingest":
+        if key == INGEST:
             service = IngestService(
                 self._pipeline,
                 self._authenticator,
@@ -156,14 +202,21 @@ class Listeners:
                 self._pressure,
                 lambda: self._settings.limits.in_flight,
             )
-            server = grpc.aio.server(options=_options(connections, affordable(connections.most)))
+            server = grpc.aio.server(
+                options=_options(
+                    connections, affordable(connections.most), connections.age, LAST_WORDS_SECONDS
+                )
+            )
             server.add_generic_rpc_handlers((service.handler(),))
         else:
-            server = grpc.aio.server(options=_options(connections, ENROLMENT_CONNECTIONS))
+            age = min(connections.age, ENROLMENT_AGE_SECONDS)
+            server = grpc.aio.server(
+                options=_options(connections, ENROLMENT_CONNECTIONS, age, ENROLMENT_LAST_WORDS_SECONDS)
+            )
         if self._enrolment is not None:
             add_EnrolmentServicer_to_server(self._enrolment, server)
         try:
-            credentials = server_credentials(self._pair, self._client_ca if key == "ingest" else None)
+            credentials = server_credentials(self._pair, self._client_ca if key == INGEST else None)
             port = server.add_secure_port(address, credentials)
         except RuntimeError:
             port = 0
@@ -176,9 +229,9 @@ class Listeners:
 
 
 def _addresses(settings: Settings, enrols: bool) -> Iterator[tuple[str, str]]:
-    yield "ingest", settings.listen.ingest
+    yield INGEST, settings.listen.ingest
     if enrols and settings.listen.enrolment:
-        yield "enrolment", settings.listen.enrolment
+        yield ENROLMENT, settings.listen.enrolment
 
 
 def _room(settings: Settings) -> Room:
@@ -192,14 +245,16 @@ def _room(settings: Settings) -> Room:
     )
 
 
-def _options(connections: Connections, most: int) -> list[tuple[str, Any]]:
+def _options(
+    connections: Connections, most: int, age_seconds: float, last_words_seconds: float
+) -> list[tuple[str, Any]]:
     return [
         *SERVER_OPTIONS,
         ("grpc.max_allowed_incoming_connections", most),
         ("grpc.server_handshake_timeout_ms", round(connections.handshake * 1_000)),
         ("grpc.max_connection_idle_ms", round(connections.idle * 1_000)),
-        ("grpc.max_connection_age_ms", round(connections.age * 1_000)),
-        ("grpc.max_connection_age_grace_ms", round(LAST_WORDS_SECONDS * 1_000)),
+        ("grpc.max_connection_age_ms", round(age_seconds * 1_000)),
+        ("grpc.max_connection_age_grace_ms", round(last_words_seconds * 1_000)),
     ]
 
 

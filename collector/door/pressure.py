@@ -1,8 +1,8 @@
 """How much memory this process uses, and when that is too much.
 
-Above the bound agents are told RETRY and new ones are turned away, so that what is on its way to the disk can end; below
-nine tenths of it all is as before. Memory that was freed and not given back would keep the door shut for nothing, so it
-is asked for while the door is.
+Above the bound agents are told RETRY, new ones are turned away and nobody can enrol, so that what is on its way to the disk
+can end; below nine tenths of it all is as before. Memory that was freed and not given back would keep the door shut for
+nothing, so it is asked for while the door is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Pressure:
             return ""
         return (
             f"{Meter.BUFFER_OVERFLOW}: {self.used_bytes / _MIB:.0f} MiB are in use, `limits.memory` is"
-            f" {self.bound_bytes / _MIB:.0f} MiB: agents are told RETRY, new ones are turned away"
+            f" {self.bound_bytes / _MIB:.0f} MiB: agents are told RETRY, new ones are turned away, nobody can enrol"
         )
 
     async def watch(self) -> None:

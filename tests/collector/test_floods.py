@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bench import http2
 from bench.agent import rss_mib
-from bench.attacks import ATTACKS, IDLE_SOCKETS, run
+from bench.attacks import ATTACKS, IDLE_SOCKETS, Target, run
 from bench.floods import target_of
 from bench.http2 import Connection, client_context
 from bench.site import Site
@@ -25,6 +29,8 @@ from tests.waiting import until
 ATTACK_SECONDS = 1.5
 CONNECTIONS = 200
 MOST_ADDED_MIB = 50
+UNBOUNDED = "priorities_enrolment"
+"""Only `limits.memory` bounds it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
         assert site.command("collector", "log", "verify").returncode == 0
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+@pytest.mark.parametrize("name", sorted(ATTACKS.keys() - {UNBOUNDED}))
 def test_an_attack_leaves_the_others_served_the_collector_small_and_nothing_behind(
     door: Door, name: str
 ) -> None:
@@ -131,3 +137,39 @@ def test_a_connection_that_is_slow_idle_or_old_is_ended(site: Site) -> None:
         old.send(http2.request(1, http2.DELIVER) + http2.message(1, Path(target.hello_file).read_bytes()))
         assert idle.closed_within(8)
         assert b"max_age" in old.received(15, awaited=b"max_age"), "a GOAWAY that says why"
+
+
+MEMORY_BYTES = 128 << 20
+
+
+@contextlib.contextmanager
+def flooded(target: Target) -> Iterator[None]:
+    """From several processes at once, until the end."""
+    command = [sys.executable, "-m", "bench.attacks", UNBOUNDED, json.dumps(asdict(target)), "120"]
+    attackers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(3)]
+    try:
+        yield
+    finally:
+        for one in attackers:
+            one.kill()
+            one.wait()
+
+
+def test_while_memory_is_short_the_enrolment_door_is_shut_and_agents_stay(site: Site) -> None:
+    site.prepare(collector={"limits": {"memory": MEMORY_BYTES}})
+    site.start_collector()
+    assert site.collector is not None
+    pid = site.collector.pid
+    door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
+    target = target_of(site, door.agent())
+    with door.open(door.agent()) as beside:
+        assert statuses(beside.deliver(5)) == ["ACCEPTED"] * 5
+        with flooded(target):
+            until(lambda: '"enrolment_shut"' in site.journal("collector"), 60)
+            with pytest.raises(OSError):
+                Connection(target.enrolment, target.nobody(), 2.0)
+        until(lambda: not site.ask("collector", "status")["ready"], 30)
+        assert rss_mib(pid) < MEMORY_BYTES >> 20, "what the flood took is given back"
+        assert statuses(beside.deliver(5)) == ["ACCEPTED"] * 5, "this stream was never cut"
+    until(lambda: '"enrolment_opened"' in site.journal("collector"), 30)
+    site.enroll()
