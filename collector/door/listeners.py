@@ -43,7 +43,6 @@ LAST_WORDS_SECONDS = 30.0
 ENROLMENT_AGE_SECONDS = 60.0
 """Whoever enrols makes one call."""
 ENROLMENT_LAST_WORDS_SECONDS = 5.0
-LOOK_SECONDS = 0.5
 SHUT_SECONDS = 10.0
 """The enrolment door stays shut at least so long."""
 INGEST, ENROLMENT = "ingest", "enrolment"
@@ -161,30 +160,34 @@ class Listeners:
 
     async def mind_memory(self) -> None:
         """Keep the enrolment door shut while memory is short: whoever comes there is nobody yet. Runs until cancelled."""
-        opens = 0.0
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            async with self._changing:
-                door = self._doors.get(ENROLMENT)
-                if self._pressure.high and door is not None:
-                    self._shut = self._doors.pop(ENROLMENT)
-                    await door.close(0)
-                    log.warning("enrolment_shut", code=Meter.BUFFER_OVERFLOW, address=door.address)
-                    opens = time.monotonic() + SHUT_SECONDS
-                elif self._shut is not None and not self._pressure.high and time.monotonic() >= opens:
-                    opens = time.monotonic() + SHUT_SECONDS
-                    await self._open_again(self._shut)
+            if self._shut is None:
+                await self._pressure.short.wait()
+                await self._shut_enrolment()
+            await asyncio.sleep(SHUT_SECONDS)
+            if not self._pressure.high:
+                await self._open_enrolment()
 
-    async def _open_again(self, shut: _Door) -> None:
-        host, _ = split_address(shut.address)
-        try:
-            door = await self._listen(ENROLMENT, f"{host}:{shut.port}", self._settings.connections)
-        except CollectorError as error:
-            log.error("enrolment_not_opened", code=Meter.BUFFER_OVERFLOW, error=error)
-            return
-        self._doors[ENROLMENT] = door._replace(address=shut.address)
-        self._shut = None
-        log.info("enrolment_opened", address=shut.address)
+    async def _shut_enrolment(self) -> None:
+        async with self._changing:
+            if (door := self._doors.pop(ENROLMENT, None)) is not None:
+                self._shut = door
+                await door.close(0)
+                log.warning("enrolment_shut", code=Meter.BUFFER_OVERFLOW, address=door.address)
+
+    async def _open_enrolment(self) -> None:
+        async with self._changing:
+            if (shut := self._shut) is None:
+                return
+            host, _ = split_address(shut.address)
+            try:
+                door = await self._listen(ENROLMENT, f"{host}:{shut.port}", self._settings.connections)
+            except CollectorError as error:
+                log.error("enrolment_not_opened", code=Meter.BUFFER_OVERFLOW, error=error)
+                return
+            self._doors[ENROLMENT] = door._replace(address=shut.address)
+            self._shut = None
+            log.info("enrolment_opened", address=shut.address)
 
     async def close(self, seconds: float = DRAIN_SECONDS) -> None:
         """Take nobody in any more; what was received is answered within so many seconds."""

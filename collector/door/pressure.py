@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import time
 from pathlib import Path
 
 from wire.daemon.journal import Journal
 from wire.statuses import Meter
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.1
+"""gRPC reads some 200 MiB a second ahead from who floods it."""
+TRIM_SECONDS = 0.5
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MIB = 1 << 20
 
@@ -28,12 +31,21 @@ class Pressure:
     def __init__(self, bound_bytes: int) -> None:
         self.bound_bytes = bound_bytes
         self.used_bytes = 0
-        self.high = False
+        self.short = asyncio.Event()
+        """Set while memory is."""
+
+    @property
+    def high(self) -> bool:
+        """Whether memory is short."""
+        return self.short.is_set()
 
     def observe(self, used_bytes: int) -> bool:
         """Whether memory is short now; short stays short until a tenth of the bound is free."""
         self.used_bytes = used_bytes
-        self.high = used_bytes > (self.bound_bytes * 9 // 10 if self.high else self.bound_bytes)
+        if used_bytes > (self.bound_bytes * 9 // 10 if self.high else self.bound_bytes):
+            self.short.set()
+        else:
+            self.short.clear()
         return self.high
 
     @property
@@ -49,11 +61,17 @@ class Pressure:
     async def watch(self) -> None:
         """Look for ever, until cancelled."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        trimmed = 0.0
         while True:
             before = self.high
-            if self.observe(resident_bytes()) and trim is not None:
+            if (
+                self.observe(resident_bytes())
+                and trim is not None
+                and time.monotonic() >= trimmed + TRIM_SECONDS
+            ):
                 # glibc keeps freed pages for itself; here somebody waits for them.
                 await asyncio.to_thread(trim, 0)
+                trimmed = time.monotonic()
                 self.observe(resident_bytes())
             if self.high and not before:
                 log.error(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -100,17 +102,30 @@ def test_who_sends_more_than_its_rate_is_read_more_slowly_loses_nothing_and_dela
         assert statuses(quiet.deliver(5)) == ["ACCEPTED"] * 5
 
 
+@contextlib.contextmanager
+def short_memory(door: Door) -> Iterator[None]:
+    """What one agent sent beyond its rate is held until it is its turn."""
+    with contextlib.ExitStack() as greedy:
+        agent = door.agent()
+        for one in [greedy.enter_context(door.open(agent)) for _ in range(20)]:
+            one.send_rubbish(3 * [MAX_MESSAGE_BYTES - 100])
+        until(lambda: door.metrics()["weighbridge_collector_memory_short"] == 1)
+        yield
+
+
+ONE_IS_GREEDY = {
+    "memory": "128MiB",
+    "bytes_per_second": "1MiB",
+    "burst": "4MiB",
+    "streams_per_agent": 64,
+}
+
+
 def test_short_memory_is_a_retry_and_no_new_stream_until_there_is_enough(site: Site) -> None:
-    slow = {"bytes_per_second": "1MiB", "burst": "4MiB", "streams_per_agent": 64}
-    door = running(site, limits={"memory": "128MiB", **slow})
+    door = running(site, limits=ONE_IS_GREEDY)
     with door.open(door.agent()) as stream:
         assert statuses(stream.deliver(2)) == ["ACCEPTED"] * 2
-        with contextlib.ExitStack() as greedy:
-            # What an agent sent beyond its rate is held until it is its turn.
-            agent = door.agent()
-            for one in [greedy.enter_context(door.open(agent)) for _ in range(20)]:
-                one.send_rubbish(3 * [MAX_MESSAGE_BYTES - 100])
-            until(lambda: door.metrics()["weighbridge_collector_memory_short"] == 1)
+        with short_memory(door):
             answers = stream.deliver(2)
             assert statuses(answers) == ["RETRY"] * 2
             assert {answer.reason for answer in answers} == {Reason.REASON_MEMORY}
@@ -124,6 +139,22 @@ def test_short_memory_is_a_retry_and_no_new_stream_until_there_is_enough(site: S
         assert statuses(stream.again()) == ["ACCEPTED"] * 2
     assert events(site, "memory_short")
     assert events(site, "memory_recovered")
+
+
+def test_while_memory_is_short_the_enrolment_door_is_shut_and_agents_stay(site: Site) -> None:
+    door = running(site, limits=ONE_IS_GREEDY)
+    port = site.ports["enrolment"]
+    with door.open(door.agent()) as stream, socket.create_connection(("127.0.0.1", port)) as nobody:
+        assert statuses(stream.deliver(2)) == ["ACCEPTED"] * 2
+        with short_memory(door):
+            until(lambda: events(site, "enrolment_shut"))
+            nobody.settimeout(5)
+            assert nobody.recv(1) == b"", "who was there is cut off"
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+        until(lambda: events(site, "enrolment_opened"), 30)
+        assert statuses(stream.deliver(2)) == ["ACCEPTED"] * 2, "this stream was never cut"
+    site.enroll()
 
 
 def unready(site: Site) -> dict[str, str]:

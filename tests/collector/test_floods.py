@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_a_connection_that_is_slow_idle_or_old_is_ended(site: Site) -> None:
         assert b"max_age" in old.received(15, awaited=b"max_age"), "a GOAWAY that says why"
 
 
-MEMORY_BYTES = 128 << 20
+MEMORY_MIB = 128
+OVERSHOOT_MIB = 128
+"""What may come in until the door is shut; within 64 on an idle machine."""
 
 
 @contextlib.contextmanager
@@ -155,21 +158,17 @@ def flooded(target: Target) -> Iterator[None]:
             one.wait()
 
 
-def test_while_memory_is_short_the_enrolment_door_is_shut_and_agents_stay(site: Site) -> None:
-    site.prepare(collector={"limits": {"memory": MEMORY_BYTES}})
+def test_what_grpc_reads_ahead_from_anybody_ends_at_the_memory_limit(site: Site) -> None:
+    site.prepare(collector={"limits": {"memory": f"{MEMORY_MIB}MiB"}})
     site.start_collector()
     assert site.collector is not None
     pid = site.collector.pid
     door = Door(site, CertificateAuthority(site.directory / "collector" / "ca"))
-    target = target_of(site, door.agent())
     with door.open(door.agent()) as beside:
         assert statuses(beside.deliver(5)) == ["ACCEPTED"] * 5
-        with flooded(target):
-            until(lambda: '"enrolment_shut"' in site.journal("collector"), 60)
-            with pytest.raises(OSError):
-                Connection(target.enrolment, target.nobody(), 2.0)
-        until(lambda: not site.ask("collector", "status")["ready"], 30)
-        assert rss_mib(pid) < MEMORY_BYTES >> 20, "what the flood took is given back"
+        with flooded(target_of(site, door.agent())):
+            for _ in range(150):
+                assert rss_mib(pid) < MEMORY_MIB + OVERSHOOT_MIB
+                time.sleep(0.1)
+        until(lambda: door.metrics()["weighbridge_collector_memory_short"] == 0)
         assert statuses(beside.deliver(5)) == ["ACCEPTED"] * 5, "this stream was never cut"
-    until(lambda: '"enrolment_opened"' in site.journal("collector"), 30)
-    site.enroll()
