@@ -127,7 +127,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     memory: Annotated[
         Bytes | None,
         D(
-            description="with more resident memory than this agents are told RETRY, new ones are turned away, nobody can enrol;"
+            description="with more resident memory than this agents are told RETRY and new ones are turned away;"
             " null: three quarters of what the cgroup or the host has"
         ),
     ] = None

@@ -300,7 +300,7 @@ class Server:
     async def _until_stopped(self) -> None:
         work: list[Coroutine[Any, Any, object]] = [
             self._listeners.watch(),
-            self._listeners.mind_memory(),
+            self._listeners.end_noise(),
             self._pressure.watch(),
             self._reload_when_asked(),
             self._keep_checkpoint(),

@@ -2,9 +2,6 @@
 
 An address that changes gets its new listener before the old one goes, and all of a reload's doors open or none does. What
 was received by an old listener is answered before its streams end; agents connect again by themselves.
-
-The enrolment door is open to anybody, and what gRPC reads ahead from a connection that never falls silent is bounded by
-nothing (docs/decisions/0025). So a connection there is short, and while memory is short the door is shut.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from collector.decide.occupancy import Occupancy, Room
 from collector.door.authenticate import Authenticator
 from collector.door.ca import CertificateAuthority
 from collector.door.enrolment import EnrolmentService
+from collector.door.noise import Noise
 from collector.door.pressure import Pressure
 from collector.door.service import IngestService
 from collector.errors import CollectorError
@@ -43,8 +41,6 @@ LAST_WORDS_SECONDS = 30.0
 ENROLMENT_AGE_SECONDS = 60.0
 """Whoever enrols makes one call."""
 ENROLMENT_LAST_WORDS_SECONDS = 5.0
-SHUT_SECONDS = 10.0
-"""The enrolment door stays shut at least so long."""
 INGEST, ENROLMENT = "ingest", "enrolment"
 ENROLMENT_CONNECTIONS = 64
 OWN_FILES = 256
@@ -91,14 +87,12 @@ class Listeners:
         self._authenticator = Authenticator(trust_domain, authority.registry if authority else None)
         self._pair, self._client_ca = _key_material(settings, authority)
         self.occupancy = Occupancy(_room(settings))
+        self._noise = Noise(pipeline.tally)
         self._enrolment: EnrolmentService | None = None
         if authority is not None:
             life = timedelta(seconds=settings.tls.certificate_life)
             self._enrolment = EnrolmentService(authority, self._authenticator, [], life)
         self._doors: dict[str, _Door] = {}
-        self._shut: _Door | None = None
-        """The enrolment door, while memory is short."""
-        self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -112,10 +106,6 @@ class Listeners:
 
     async def replace(self, settings: Settings) -> None:
         """Listen where `settings` say. CollectorError: one address cannot be opened, and nothing has changed."""
-        async with self._changing:
-            await self._replace(settings)
-
-    async def _replace(self, settings: Settings) -> None:
         wanted = dict(_addresses(settings, self._enrolment is not None))
         fresh: dict[str, _Door] = {}
         try:
@@ -128,7 +118,6 @@ class Listeners:
             raise
         gone = [door for key, door in self._doors.items() if key in fresh or key not in wanted]
         self._doors = {key: fresh.get(key) or self._doors[key] for key in wanted}
-        self._shut = None
         self.occupancy.room = _room(settings)
         self._settings = settings
         if self._enrolment is not None:
@@ -158,41 +147,13 @@ class Listeners:
             except sqlite3.Error as error:
                 log.error("standings_unknown", code=Meter.DATABASE_UNAVAILABLE, error=error)
 
-    async def mind_memory(self) -> None:
-        """Keep the enrolment door shut while memory is short: whoever comes there is nobody yet. Runs until cancelled."""
-        while True:
-            if self._shut is None:
-                await self._pressure.short.wait()
-                await self._shut_enrolment()
-            await asyncio.sleep(SHUT_SECONDS)
-            if not self._pressure.high:
-                await self._open_enrolment()
-
-    async def _shut_enrolment(self) -> None:
-        async with self._changing:
-            if (door := self._doors.pop(ENROLMENT, None)) is not None:
-                self._shut = door
-                await door.close(0)
-                log.warning("enrolment_shut", code=Meter.BUFFER_OVERFLOW, address=door.address)
-
-    async def _open_enrolment(self) -> None:
-        async with self._changing:
-            if (shut := self._shut) is None:
-                return
-            host, _ = split_address(shut.address)
-            try:
-                door = await self._listen(ENROLMENT, f"{host}:{shut.port}", self._settings.connections)
-            except CollectorError as error:
-                log.error("enrolment_not_opened", code=Meter.BUFFER_OVERFLOW, error=error)
-                return
-            self._doors[ENROLMENT] = door._replace(address=shut.address)
-            self._shut = None
-            log.info("enrolment_opened", address=shut.address)
+    async def end_noise(self) -> None:
+        """Shut down connections that send what is no message. Runs until cancelled."""
+        await self._noise.watch(lambda: self.ports.values())
 
     async def close(self, seconds: float = DRAIN_SECONDS) -> None:
         """Take nobody in any more; what was received is answered within so many seconds."""
-        doors = [*self._doors.values(), *filter(None, (self._shut,))]
-        await asyncio.gather(*(door.close(seconds) for door in doors), *self._leaving)
+        await asyncio.gather(*(door.close(seconds) for door in self._doors.values()), *self._leaving)
 
     async def _listen(self, key: str, address: str, connections: Connections) -> _Door:
         split_address(address)
@@ -203,6 +164,7 @@ class Listeners:
                 self._authenticator,
                 self.occupancy,
                 self._pressure,
+                self._noise,
                 lambda: self._settings.limits.in_flight,
             )
             server = grpc.aio.server(

@@ -1,26 +1,25 @@
 """How much memory this process uses, and when that is too much.
 
-Above the bound agents are told RETRY, new ones are turned away and nobody can enrol, so that what is on its way to the disk
-can end; below nine tenths of it all is as before. Memory that was freed and not given back would keep the door shut for
-nothing, so it is asked for while the door is.
+Above the bound agents are told RETRY and new ones are turned away, so that what is on its way to the disk can end; below
+nine tenths of it all is as before. Memory that was freed and not given back would keep the door shut for nothing, so it
+is asked for while the door is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
-import time
 from pathlib import Path
 
 from wire.daemon.journal import Journal
 from wire.statuses import Meter
 
-LOOK_SECONDS = 0.1
-"""gRPC reads some 200 MiB a second ahead from who floods it."""
-TRIM_SECONDS = 0.5
+LOOK_SECONDS = 0.5
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MIB = 1 << 20
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 log = Journal("collector.pressure")
 
@@ -31,21 +30,12 @@ class Pressure:
     def __init__(self, bound_bytes: int) -> None:
         self.bound_bytes = bound_bytes
         self.used_bytes = 0
-        self.short = asyncio.Event()
-        """Set while memory is."""
-
-    @property
-    def high(self) -> bool:
-        """Whether memory is short."""
-        return self.short.is_set()
+        self.high = False
 
     def observe(self, used_bytes: int) -> bool:
         """Whether memory is short now; short stays short until a tenth of the bound is free."""
         self.used_bytes = used_bytes
-        if used_bytes > (self.bound_bytes * 9 // 10 if self.high else self.bound_bytes):
-            self.short.set()
-        else:
-            self.short.clear()
+        self.high = used_bytes > (self.bound_bytes * 9 // 10 if self.high else self.bound_bytes)
         return self.high
 
     @property
@@ -55,23 +45,15 @@ class Pressure:
             return ""
         return (
             f"{Meter.BUFFER_OVERFLOW}: {self.used_bytes / _MIB:.0f} MiB are in use, `limits.memory` is"
-            f" {self.bound_bytes / _MIB:.0f} MiB: agents are told RETRY, new ones are turned away, nobody can enrol"
+            f" {self.bound_bytes / _MIB:.0f} MiB: agents are told RETRY, new ones are turned away"
         )
 
     async def watch(self) -> None:
         """Look for ever, until cancelled."""
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        trimmed = 0.0
         while True:
             before = self.high
-            if (
-                self.observe(resident_bytes())
-                and trim is not None
-                and time.monotonic() >= trimmed + TRIM_SECONDS
-            ):
-                # glibc keeps freed pages for itself; here somebody waits for them.
-                await asyncio.to_thread(trim, 0)
-                trimmed = time.monotonic()
+            if self.observe(resident_bytes()):
+                await asyncio.to_thread(give_back)
                 self.observe(resident_bytes())
             if self.high and not before:
                 log.error(
@@ -83,6 +65,15 @@ class Pressure:
             elif before and not self.high:
                 log.info("memory_recovered", used_bytes=self.used_bytes)
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def give_back() -> None:
+    """To the system what nobody uses: first what a cycle keeps, since grpc.aio leaves each call's metadata in one, and the
+    interpreter counts objects, not bytes; then what glibc has kept for itself. Takes some milliseconds.
+    """
+    gc.collect()
+    if _trim is not None:
+        _trim(0)
 
 
 def resident_bytes() -> int:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from collector.decide.occupancy import Full, Occupancy
 from collector.door.authenticate import Authenticator, NotAuthenticated, Peer, Standing
+from collector.door.noise import Heard, Noise
 from collector.door.pressure import Pressure
 from collector.job import Item
 from collector.pipeline import Pipeline, TooManyEpochs
@@ -72,10 +73,11 @@ class _Cut(Exception):
 class _Session:
     """One connected agent."""
 
-    __slots__ = ("cut", "held_back", "peer")
+    __slots__ = ("cut", "heard", "held_back", "peer")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, heard: Heard) -> None:
         self.peer = peer
+        self.heard = heard
         self.held_back = False
         """Whether some of its last answers were PARKED or RETRY."""
         self.cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -94,6 +96,7 @@ class IngestService:
         authenticator: Authenticator,
         occupancy: Occupancy,
         pressure: Pressure,
+        noise: Noise,
         max_in_flight: Callable[[], int],
     ) -> None:
         self._pipeline = pipeline
@@ -101,6 +104,7 @@ class IngestService:
         self._authenticator = authenticator
         self._occupancy = occupancy
         self._pressure = pressure
+        self._noise = noise
         self._max_in_flight = max_in_flight
         self._sessions: set[_Session] = set()
         self._closing = False
@@ -175,12 +179,12 @@ class IngestService:
             self._occupancy.enter(peer.agent_id, address)
         except Full as full:
             raise self._full(full) from None
-        session = _Session(peer)
+        session = _Session(peer, self._noise.enter(context.peer()))
         self._sessions.add(session)
         self._tally.connections += 1
         self._tally.open_streams += 1
         try:
-            await self._hello(context, peer)
+            await self._hello(context, session)
             await self._converse(context, session)
         except asyncio.CancelledError:
             # gRPC ends the call itself, with RESOURCE_EXHAUSTED, when a message is over the bound; a killed agent
@@ -190,6 +194,7 @@ class IngestService:
         finally:
             self._tally.open_streams -= 1
             self._sessions.discard(session)
+            session.heard.streams -= 1
             self._occupancy.leave(peer.agent_id, address, time.monotonic_ns())
             session.cut.cancel()
 
@@ -199,13 +204,14 @@ class IngestService:
             grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_CONCURRENCY}: {full} is reached; try another collector"
         )
 
-    async def _hello(self, context: Context, peer: Peer) -> None:
+    async def _hello(self, context: Context, session: _Session) -> None:
+        peer = session.peer
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 data = await context.read()
         except TimeoutError:
             raise _Cut(grpc.StatusCode.INVALID_ARGUMENT, f"no Hello within {HELLO_SECONDS:.0f} s") from None
-        await self._pay(peer, data)
+        await self._pay(session, data)
         first = _parse(data)
         if first is None or first.WhichOneof("kind") != "hello":
             self._refused(Meter.INVALID_BATCH, "no_hello")
@@ -267,7 +273,7 @@ class IngestService:
 
     async def _read(self, context: Context, session: _Session, waiting: _Answers) -> None:
         while (data := await context.read()) is not grpc.aio.EOF:
-            await self._pay(session.peer, data)
+            await self._pay(session, data)
             items = self._items(data)
             # An agent that is silent from now on holds no memory but its stream's.
             del data
@@ -286,11 +292,12 @@ class IngestService:
                         break
         await waiting.put(None)
 
-    async def _pay(self, peer: Peer, data: Any) -> None:
+    async def _pay(self, session: _Session, data: Any) -> None:
         """Wait until the rate of this agent allows its message."""
         if data is grpc.aio.EOF:
             return
-        wait_seconds = self._occupancy.charge(peer.agent_id, len(data), time.monotonic_ns())
+        session.heard.message_bytes += len(data)
+        wait_seconds = self._occupancy.charge(session.peer.agent_id, len(data), time.monotonic_ns())
         if wait_seconds:
             self._tally.slowed_messages += 1
             await asyncio.sleep(wait_seconds)

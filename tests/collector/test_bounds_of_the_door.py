@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +14,12 @@ import grpc
 import pytest
 import yaml
 
+from bench import http2
+from bench.floods import target_of
+from bench.http2 import Connection
 from bench.site import Site
 from collector.door.ca import CertificateAuthority
+from collector.door.noise import NOISE_BYTES
 from tests.collector.door import Door, statuses
 from tests.waiting import until
 from wire.limits import MAX_MESSAGE_BYTES
@@ -141,20 +144,27 @@ def test_short_memory_is_a_retry_and_no_new_stream_until_there_is_enough(site: S
     assert events(site, "memory_recovered")
 
 
-def test_while_memory_is_short_the_enrolment_door_is_shut_and_agents_stay(site: Site) -> None:
+@pytest.mark.parametrize("door_of", ["ingest", "enrolment"])
+def test_who_sent_much_that_is_no_message_is_hung_up_on_when_memory_is_asked_for(
+    site: Site, door_of: str
+) -> None:
     door = running(site, limits=ONE_IS_GREEDY)
-    port = site.ports["enrolment"]
-    with door.open(door.agent()) as stream, socket.create_connection(("127.0.0.1", port)) as nobody:
+    target = target_of(site, door.agent())
+    context = target.agent() if door_of == "ingest" else target.nobody()
+    with door.open(door.agent()) as stream, Connection(site.ports[door_of], context) as noisy:
         assert statuses(stream.deliver(2)) == ["ACCEPTED"] * 2
+        noisy.acknowledge()
+        for _ in range(10):
+            noisy.send(http2.priority(1) * (NOISE_BYTES // 8 // len(http2.priority(1))))
         with short_memory(door):
-            until(lambda: events(site, "enrolment_shut"))
-            nobody.settimeout(5)
-            assert nobody.recv(1) == b"", "who was there is cut off"
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port))
-        until(lambda: events(site, "enrolment_opened"), 30)
-        assert statuses(stream.deliver(2)) == ["ACCEPTED"] * 2, "this stream was never cut"
-    site.enroll()
+            assert noisy.closed_within(5)
+            assert statuses(stream.deliver(2)) == ["RETRY"] * 2, "this stream was not cut"
+        until(lambda: door.metrics()["weighbridge_collector_memory_short"] == 0)
+        assert statuses(stream.again()) == ["ACCEPTED"] * 2
+    (ended,) = events(site, "noise_ended")
+    assert ended["connections"] == 1
+    assert NOISE_BYTES < ended["bytes_received"] < 2 * NOISE_BYTES
+    assert door.refusals("METER-002", "noise") == 1
 
 
 def unready(site: Site) -> dict[str, str]:
