@@ -46,7 +46,7 @@ MARGIN_SECONDS = 1.0
 LIMITS: dict[str, dict[str, Any]] = {
     "too_many_connections": {"connections": {"most": 200}, "limits": {"streams": 190}},
 }
-SIZED = {"connections": {"most": 1_100}, "limits": {"streams": 1_000}}
+SIZED = {"connections": {"most": 1_050}, "limits": {"streams": 1_000}}
 
 
 def main() -> int:

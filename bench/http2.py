@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import ssl
 import struct
-import sys
-import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,9 +133,12 @@ class Connection:
             self.drain()
 
     @property
-    def on_its_way_bytes(self) -> int:
-        """What the other side's kernel has not acknowledged."""
-        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    def acknowledged_bytes(self) -> int:
+        """What the other side's kernel has acknowledged: tcpi_bytes_acked of struct tcp_info (linux/tcp.h)."""
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        (acknowledged,) = struct.unpack("=120xQ", info)
+        assert isinstance(acknowledged, int)
+        return acknowledged
 
     def drain(self) -> None:
         """Throw away what has come. OSError once the other side has hung up."""

@@ -14,7 +14,7 @@ MAX_TABLE_EXPANSION = 16
 must not be paid for a thousandth of the work."""
 
 MAX_MESSAGE_BYTES = 4 << 20
-"""One gRPC message. grpcio decompresses only up to here, so a gzip bomb ends at this size."""
+"""One gRPC message."""
 
 MAX_ITEMS_PER_DELIVERY = 256
 
