@@ -149,7 +149,8 @@ class Listeners:
 
     async def end_noise(self) -> None:
         """Shut down connections that send what is no message. Runs until cancelled."""
-        await self._noise.watch(lambda: self.ports.values())
+        # An agent may send its first delivery before anybody read its Hello; who enrols has no stream.
+        await self._noise.watch(lambda: {port: int(key == INGEST) for key, port in self.ports.items()})
 
     async def close(self, seconds: float = DRAIN_SECONDS) -> None:
         """Take nobody in any more; what was received is answered within so many seconds."""

@@ -17,7 +17,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address
 from operator import attrgetter
 from typing import NamedTuple
@@ -34,7 +34,7 @@ NOISE_BYTES = 256 << 10
 FRAMING = 16
 """One part in so many of the messages' bytes may be TLS, headers and pings; a two-hundredth is usual."""
 STREAM_BYTES = 4 * MAX_MESSAGE_BYTES
-"""Of an open stream, what has come and is not read yet: a message, and the window that gRPC grants a fast link."""
+"""Of a stream, what has come and is not read yet: a message, and the window that gRPC grants a fast link."""
 
 LOOK_SECONDS, RISING_SECONDS = 0.25, 0.05
 """Between two looks at the connections: usually, and while more memory is in use than before."""
@@ -69,6 +69,8 @@ class Address(NamedTuple):
 class Received(NamedTuple):
     """What the kernel says of one connection."""
 
+    port: int
+    """Ours."""
     address: Address
     size: int
 
@@ -81,13 +83,12 @@ class Heard:
     def __init__(self) -> None:
         self.message_bytes = 0
         self.streams = 0
-        """Open ones."""
+        """Open ones that the service knows."""
 
-    @property
-    def most_bytes(self) -> int:
-        """What has come in at most if it is honest."""
+    def most_bytes(self, unknown_streams: int) -> int:
+        """What has come in at most if it is honest, and gRPC has so many more streams for the service."""
         framing = NOISE_BYTES + self.message_bytes // FRAMING
-        return self.message_bytes + framing + self.streams * STREAM_BYTES
+        return self.message_bytes + framing + (self.streams + unknown_streams) * STREAM_BYTES
 
 
 _NOTHING = Heard()
@@ -109,16 +110,19 @@ class Noise:
         heard.streams += 1
         return heard
 
-    def too_much(self, received: Received) -> bool:
+    def too_much(self, received: Received, unknown_streams: int) -> bool:
         """Whether this connection has sent more than it may."""
-        return received.size > self._heard.get(received.address, _NOTHING).most_bytes
+        return received.size > self._heard.get(received.address, _NOTHING).most_bytes(unknown_streams)
 
     def forget_all_but(self, alive: Collection[Address]) -> None:
         """All the others are gone, if they have no stream."""
         self._heard = {at: heard for at, heard in self._heard.items() if heard.streams or at in alive}
 
-    async def watch(self, ports_now: Callable[[], Collection[int]]) -> None:
-        """Shut down who sends too much, before gRPC's reading ahead of it takes much memory. Runs until cancelled."""
+    async def watch(self, ports_now: Callable[[], Mapping[int, int]]) -> None:
+        """Shut down who sends too much, before gRPC's reading ahead of it takes much memory. Runs until cancelled.
+
+        By port, `ports_now` says how many streams of a connection may have begun of which the service was not told yet.
+        """
         floor_bytes = resident_bytes()
         took_seconds, looked = 0.0, -math.inf
         while True:
@@ -136,7 +140,7 @@ class Noise:
             self._note(ended)
             floor_bytes, looked = resident_bytes(), time.monotonic()
 
-    async def _look(self, ports: Collection[int]) -> tuple[float, list[Received]]:
+    async def _look(self, ports: Mapping[int, int]) -> tuple[float, list[Received]]:
         """At all connections once: seconds that took others their turn, and those that were shut down."""
         took_seconds = 0.0
         alive: set[Address] = set()
@@ -146,7 +150,7 @@ class Noise:
             begun = time.monotonic()
             for received, connection in connections(descriptors[first : first + AT_ONCE], ports):
                 alive.add(received.address)
-                if self.too_much(received):
+                if self.too_much(received, ports[received.port]):
                     with contextlib.suppress(OSError):  # the other end was faster
                         connection.shutdown(socket.SHUT_RDWR)
                     ended.append(received)
@@ -185,12 +189,12 @@ def connections(
     """The established TCP connections to these local ports; a socket is closed when the next one is asked for."""
     for name in descriptors:
         with contextlib.suppress(OSError), contextlib.closing(_own(int(name))) as one:
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] in ports:
+            if one.family in (socket.AF_INET, socket.AF_INET6) and (port := one.getsockname()[1]) in ports:
                 host, remote_port, *_ = one.getpeername()  # OSError of one that listens
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
                 state, size = _state_and_size(info)
                 if state == _ESTABLISHED:
-                    yield Received(_address(host, remote_port), size), one
+                    yield Received(port, _address(host, remote_port), size), one
 
 
 def _own(descriptor: int) -> socket.socket:

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import grpc
+import grpc.aio
 import pytest
 
 from collector.door.noise import (
     FRAMING,
+    LOOK_SECONDS,
     NOISE_BYTES,
     STREAM_BYTES,
     Address,
@@ -23,13 +26,14 @@ from collector.door.noise import (
 from collector.tally import Tally
 from tests.waiting import until
 from wire.statuses import Meter
+from wire.tls import SERVER_OPTIONS
 
 PEER = "ipv4:192.0.2.1:50000"
 ADDRESS = Address("192.0.2.1", 50000)
 
 
-def too_much(noise: Noise, size: int) -> bool:
-    return noise.too_much(Received(ADDRESS, size))
+def too_much(noise: Noise, size: int, unknown_streams: int = 0) -> bool:
+    return noise.too_much(Received(9460, ADDRESS, size), unknown_streams)
 
 
 def there(port: int) -> list[Received]:
@@ -54,6 +58,8 @@ def test_who_has_no_stream_may_send_what_a_handshake_and_a_call_take() -> None:
     noise = Noise(Tally())
     assert not too_much(noise, NOISE_BYTES)
     assert too_much(noise, NOISE_BYTES + 1)
+    assert not too_much(noise, NOISE_BYTES + STREAM_BYTES, unknown_streams=1)
+    assert too_much(noise, NOISE_BYTES + STREAM_BYTES + 1, unknown_streams=1)
 
 
 def test_messages_their_framing_and_what_is_not_read_yet_are_no_noise() -> None:
@@ -116,7 +122,8 @@ def test_the_kernel_says_what_each_connection_has_received(listening: Listening,
         taken += len(loud[1].recv(1 << 20))
     loud[1].sendall(bytes(5_000))
     expected = {
-        Received(Address(host, side.getsockname()[1]), size) for (side, _), size in ((quiet, 0), (loud, sent))
+        Received(listening.port, Address(host, side.getsockname()[1]), size)
+        for (side, _), size in ((quiet, 0), (loud, sent))
     }
     assert set(there(listening.port)) == expected
     assert there(1) == []
@@ -136,7 +143,7 @@ def talk(client: socket.socket, server: socket.socket) -> None:
 async def test_only_who_sent_too_much_is_shut_down(listening: Listening) -> None:
     quiet, loud = listening.connect("127.0.0.1"), listening.connect("127.0.0.1")
     noise = Noise(tally := Tally())
-    watching = asyncio.create_task(noise.watch(lambda: [listening.port]))
+    watching = asyncio.create_task(noise.watch(lambda: {listening.port: 0}))
     quiet[0].sendall(bytes(5_000))
     await asyncio.to_thread(talk, *loud)
     await asyncio.to_thread(until, lambda: tally.refusals[Meter.BUFFER_OVERFLOW, "noise"] == 1)
@@ -145,3 +152,34 @@ async def test_only_who_sent_too_much_is_shut_down(listening: Listening) -> None
     assert quiet[1].recv(1) == b"x"
     assert [one.address.port for one in there(listening.port)] == [quiet[0].getsockname()[1]]
     watching.cancel()
+
+
+async def test_a_delivery_before_anybody_reads_the_hello_is_no_noise() -> None:
+    """gRPC takes in 4 MiB of a stream before its handler has begun, which a busy event loop can put off."""
+    noise = Noise(tally := Tally())
+    begin = asyncio.Event()
+
+    async def handler(
+        requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        await begin.wait()
+        heard = noise.enter(context.peer())
+        async for message in requests:
+            heard.message_bytes += len(message)
+        yield b"thanks"
+
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    methods = {"Deliver": grpc.stream_stream_rpc_method_handler(handler)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Test", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    watching = asyncio.create_task(noise.watch(lambda: {port: 1}))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream("/Test/Deliver")(iter([bytes(3 << 20)] * 2))
+        await asyncio.to_thread(until, lambda: [one.size > 4 << 20 for one in there(port)] == [True])
+        await asyncio.sleep(2 * LOOK_SECONDS)
+        begin.set()
+        assert [answer async for answer in call] == [b"thanks"]
+    assert not tally.refusals
+    watching.cancel()
+    await server.stop(0)
