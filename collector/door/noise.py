@@ -33,8 +33,8 @@ NOISE_BYTES = 256 << 10
 """Who enrols sends 10 KiB, without a stream."""
 FRAMING = 16
 """One part in so many of the messages' bytes may be TLS, headers and pings; a two-hundredth is usual."""
-STREAM_BYTES = 4 * MAX_MESSAGE_BYTES
-"""Of a stream, what has come and is not read yet: a message, and the window that gRPC grants a fast link."""
+STREAM_BYTES = 2 * MAX_MESSAGE_BYTES
+"""Of a stream, what has come and is not read yet: a message, and the window beyond it."""
 
 LOOK_SECONDS, RISING_SECONDS = 0.25, 0.05
 """Between two looks at the connections: usually, and while more memory is in use than before."""
