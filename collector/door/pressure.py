@@ -72,6 +72,11 @@ def give_back() -> None:
     interpreter counts objects, not bytes; then what glibc has kept for itself. Takes some milliseconds.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """To the system what was freed and glibc has kept for itself. Takes up to 15 ms, without the interpreter's lock."""
     if _trim is not None:
         _trim(0)
 

@@ -83,6 +83,19 @@ def attacker(door: Door) -> Iterator[Connection]:
         yield connection
 
 
+def test_a_thousand_handshakes_that_come_to_nothing_leave_nothing_behind(site: Site) -> None:
+    """Each takes 25 KiB, and as it ends 35 KiB more, which glibc would keep."""
+    site.prepare(collector={"connections": {"most": 1_050, "handshake": "2s"}, "limits": {"streams": 1_000}})
+    site.start_collector()
+    assert site.collector is not None
+    pid = site.collector.pid
+    agent = Door(site, CertificateAuthority(site.directory / "collector" / "ca")).agent()
+    before = rss_mib(pid)
+    run("slow_handshakes", target_of(site, agent), ATTACK_SECONDS)
+    assert rss_mib(pid) > before + 10, "it did attack"
+    until(lambda: sockets(pid) < 20 and rss_mib(pid) < before + 20, 10)
+
+
 def test_pings_without_end_are_hung_up_on(attacker: Connection) -> None:
     attacker.acknowledge()
     attacker.send(http2.ping() * 20)
