@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import os
 import socket
@@ -24,7 +23,7 @@ from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from collector.door.pressure import resident_bytes, trim
+from collector.door.pressure import FreeMemory, resident_bytes
 from collector.tally import Tally
 from wire.daemon.journal import Journal
 from wire.limits import MAX_MESSAGE_BYTES
@@ -42,14 +41,8 @@ LOOK_SECONDS, RISING_SECONDS = 0.25, 0.05
 RISE_BYTES = 4 << 20
 REST, RISING_REST = 100, 20
 """At least so many times as long as a look took, likewise: some 20 us a connection."""
-YOUNG = 1
-"""The generations that hold what has come lately; all of them take milliseconds with many streams."""
 AT_ONCE = 16
 """Descriptors that are looked at before it is others' turn."""
-GONE_AT_ONCE = 128
-"""After so many connections' ends memory is given back: BoringSSL wipes what it frees, which makes 35 KiB of each resident
-that it never used.
-"""
 NOTE_SECONDS = 10.0
 """Between two lines in the journal."""
 
@@ -108,8 +101,7 @@ class Noise:
         """Some of them may be gone."""
         self._alive: set[Address] = set()
         """At the last look."""
-        self._gone = 0
-        """Since memory was last given back."""
+        self._free = FreeMemory()
         self._unnoted: list[Received] = []
         self._noted = -math.inf
 
@@ -142,18 +134,15 @@ class Noise:
             rest_seconds = took_seconds * RISING_REST if rising else max(took_seconds * REST, LOOK_SECONDS)
             if time.monotonic() < looked + rest_seconds:
                 continue
-            took_seconds, ended = await self._look(ports_now())
+            took_seconds, ended, gone = await self._look(ports_now())
             if rising:
-                # grpc.aio leaves each call's metadata in a cycle, and the interpreter counts objects, not bytes.
-                gc.collect(YOUNG)
-            if self._gone >= GONE_AT_ONCE:
-                await asyncio.to_thread(trim)
-                self._gone = 0
+                self._free.collect()
+            await self._free.look(gone)
             self._note(ended)
             floor_bytes, looked = resident_bytes(), time.monotonic()
 
-    async def _look(self, ports: Mapping[int, int]) -> tuple[float, list[Received]]:
-        """At all connections once: seconds that took others their turn, and those that were shut down."""
+    async def _look(self, ports: Mapping[int, int]) -> tuple[float, list[Received], int]:
+        """At all connections once: seconds that took others their turn, those that were shut down, how many had gone."""
         took_seconds = 0.0
         alive: set[Address] = set()
         ended = []
@@ -169,9 +158,9 @@ class Noise:
             took_seconds += time.monotonic() - begun
             await asyncio.sleep(0)
         self.forget_all_but(alive)
-        self._gone += len(self._alive - alive)
+        gone = len(self._alive - alive)
         self._alive = alive
-        return took_seconds, ended
+        return took_seconds, ended, gone
 
     def _note(self, ended: list[Received]) -> None:
         """Count them all; a line in the journal is about all since the last one."""

@@ -10,13 +10,23 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import math
 import os
+import time
 from pathlib import Path
 
 from wire.daemon.journal import Journal
 from wire.statuses import Meter
 
 LOOK_SECONDS = 0.5
+ENDED_AT_ONCE = 128
+"""BoringSSL wipes what it frees, which makes 35 KiB of each connection resident that it never used."""
+KEPT_BYTES, GIVE_BACK_SECONDS = 8 << 20, 15.0
+"""Memory is given back if it has risen by so much, and not oftener."""
+YOUNG = 1
+"""The generations that hold what has come lately."""
+COLLECT_REST = 100
+"""At least so many times as long as collecting all took."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MIB = 1 << 20
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -67,9 +77,44 @@ class Pressure:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+class FreeMemory:
+    """What nobody uses, given back to the system, when it pays: what is given back too soon is asked for again."""
+
+    def __init__(self) -> None:
+        self._collect_all_from = -math.inf
+        self._ended = 0
+        self._least_bytes = resident_bytes()
+        """In use after it was given back, or less since."""
+        self._given_back = -math.inf
+
+    def collect(self) -> None:
+        """While memory rises: what a cycle keeps. All of it, but for no more than a part of the time; else what is young."""
+        if (begun := time.monotonic()) < self._collect_all_from:
+            gc.collect(YOUNG)
+            return
+        gc.collect()
+        ended = time.monotonic()
+        self._collect_all_from = ended + (ended - begun) * COLLECT_REST
+
+    async def look(self, ended: int) -> None:
+        """So many connections have ended since the last look."""
+        self._ended += ended
+        used_bytes = resident_bytes()
+        self._least_bytes = min(self._least_bytes, used_bytes)
+        kept = used_bytes >= self._least_bytes + KEPT_BYTES
+        if kept and time.monotonic() >= self._given_back + GIVE_BACK_SECONDS:
+            await asyncio.to_thread(give_back)
+        elif self._ended >= ENDED_AT_ONCE:
+            await asyncio.to_thread(trim)
+        else:
+            return
+        self._ended = 0
+        self._least_bytes, self._given_back = resident_bytes(), time.monotonic()
+
+
 def give_back() -> None:
-    """To the system what nobody uses: first what a cycle keeps, since grpc.aio leaves each call's metadata in one, and the
-    interpreter counts objects, not bytes; then what glibc has kept for itself. Takes some milliseconds.
+    """First what a cycle keeps, since grpc.aio leaves each call's metadata in one, and the interpreter counts objects, not
+    bytes; then what glibc has kept for itself. Takes some milliseconds.
     """
     gc.collect()
     trim()
