@@ -112,7 +112,7 @@ def _other_packed(stream: bytes, room: int, rng: random.Random, mutate: Mutate) 
         case 0:
             return zlib.compress(plain + bytes(rng.randrange(_MOST_OPENED)), rng.randrange(10))
         case 1:
-            return stream[: rng.randrange(len(stream))]
+            return stream[: rng.randrange(len(stream) + 1)]
         case 2:
             return stream + rng.randbytes(3)
         case _:

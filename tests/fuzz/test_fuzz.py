@@ -17,6 +17,7 @@ from collector.resend import files
 from tests.fuzz.delivery import delivery
 from tests.fuzz.files import delimited, json_lines
 from tests.fuzz.likeness import likeness
+from tests.fuzz.mutator import other_batch
 from tests.fuzz.seeds import CORPUS, bodies, delivery_of, json_of
 from wire.delimited import Delimited, delimit
 from wire.delimited import delimited as read_delimited
@@ -58,6 +59,12 @@ def test_a_short_search_from_the_kept_corpus_finds_nothing(target: str, tmp_path
     done = subprocess.run([*words, "--work", tmp_path / target], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4_000:]
     assert f"Done {SHORT_RUNS[target]} runs" in done.stderr
+
+
+def test_a_packed_table_of_no_bytes_is_changed_like_any_other() -> None:
+    empty = b"\xaa\x01\x00"  # containers_zlib, nothing
+    changed = {other_batch(empty, 100, seed, lambda data, _: data + b"x", bodies(0)) for seed in range(300)}
+    assert len(changed) > 10
 
 
 def spoiled(change: Callable[[pb.UsageBatch], object]) -> bytes:
@@ -107,6 +114,7 @@ import zlib
 from collector.decide.validate import Bounds, Validator
 from tests.fuzz.delivery import AGENT, NOW_UNIX_NS
 from tests.fuzz.likeness import likeness
+from tests.fuzz.mutator import other_batch
 from tests.fuzz.seeds import bodies
 from wire.limits import MAX_BATCH_BYTES
 from wire.v1 import usage_pb2 as pb
