@@ -101,12 +101,19 @@ def test_the_writer_goes_on_behind_what_it_prunes(tmp_path: Path) -> None:
 
 def test_nobody_is_asked_what_is_needed_while_nothing_would_go(tmp_path: Path) -> None:
     written(tmp_path, [[b"x" * 900] for _ in range(4)], SMALL)
+    asked: list[int] = []
 
     def needed_from() -> int:
-        raise AssertionError("asked")
+        asked.append(log.end)
+        return log.end
 
     log = opened(tmp_path)
+    before = segments(tmp_path)
     log.prune(Keep(age_ns=3_600 * 10**9, size=1 << 20), needed_from)
+    assert (asked, segments(tmp_path)) == ([], before)
+    log.prune(NOTHING, needed_from)
+    assert asked
+    assert len(segments(tmp_path)) < len(before)
     log.close()
 
 
